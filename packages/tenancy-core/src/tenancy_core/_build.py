@@ -1,0 +1,227 @@
+"""Names → objects: the settings and the plugins' tables become the parts of a ``Tenancy``."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from tenancy_core._directory import ChangeFollower, Directory, L1Cache
+from tenancy_core._plugins import registry as kinds
+from tenancy_core._resolvers.chain import ChainResolver
+from tenancy_core._resolvers.guarded import GuardedResolver
+from tenancy_core.audit import AuditLog
+from tenancy_core.errors import ConfigurationError, TenancyError
+from tenancy_core.observe import Observers
+from tenancy_core.providers import BuildContext
+from tenancy_core.sql.budget import ConnectionBudget
+from tenancy_core.tenants import TenantService
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy import MetaData
+
+    from tenancy_core._plugins import Offer, Registry
+    from tenancy_core.config import TenancyConfig
+    from tenancy_core.contract import (
+        AuditSink,
+        CacheBackend,
+        IsolationStrategy,
+        Observer,
+        RateLimiter,
+        Resolver,
+        TenantStore,
+    )
+
+__all__ = ["Given", "Parts", "build"]
+
+_log = logging.getLogger("tenancy")
+
+CORE: Final = "tenancy-core"
+CUSTOM: Final = "custom"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Objects that were passed to ``Tenancy`` instead of being selected by name."""
+
+    resolver: Resolver | None = None
+    isolation: IsolationStrategy | None = None
+    store: TenantStore | None = None
+    cache_backend: CacheBackend | None = None
+    rate_limiter: RateLimiter | None = None
+    observers: Sequence[Observer] = ()
+    audit_sinks: Sequence[AuditSink] = ()
+    metadata: MetaData | None = None
+    clock: Callable[[], float] = monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The objects of one open ``Tenancy``.
+
+    Attributes:
+        resources: What is entered on opening, in this order, and left in reverse.
+    """
+
+    resolver: Resolver
+    raw_header: bytes | None
+    store: TenantStore
+    directory: Directory
+    follower: ChangeFollower
+    isolation: IsolationStrategy
+    limiter: RateLimiter | None
+    observers: Observers
+    observed: bool
+    audit: AuditLog
+    tenants: TenantService
+    connections: ConnectionBudget
+    resources: tuple[Any, ...]
+
+
+def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -> Parts:  # noqa: ANN401 - Tenancy is above
+    """Make the parts. No I/O.
+
+    Raises:
+        ConfigurationError: Something is missing, unknown or does not fit.
+    """
+    _report_unread(config, registry)
+    budget = ConnectionBudget(config.connection_ceiling)
+    context = BuildContext(config, given.metadata, budget)
+    store: TenantStore = given.store or _product(
+        registry.find(kinds.STORE, "sql", "The tenant store"), context
+    )
+    context = BuildContext(config, given.metadata, budget, store)
+    isolation: IsolationStrategy = given.isolation or _product(
+        registry.find_isolation(config.isolation_name, config.dialect), context
+    )
+    resolver = _resolver(config, given, registry, context)
+    shared: CacheBackend | None = None
+    if config.cache_enabled:
+        shared = given.cache_backend or _product(
+            registry.find(kinds.CACHE, config.cache_backend or "memory", "TENANCY_CACHE_BACKEND"),
+            context,
+        )
+    elif given.cache_backend is not None or config.cache_backend is not None:
+        raise ConfigurationError(
+            "A cache backend is chosen, and TENANCY_CACHE_ENABLED is false. Set it to true, or "
+            "leave the backend out."
+        )
+    limiter: RateLimiter | None = None
+    if config.enable_rate_limiting:
+        limiter = given.rate_limiter or _product(
+            registry.find(kinds.LIMITER, config.rate_limiter or "memory", "TENANCY_RATE_LIMITER"),
+            context,
+        )
+    elif given.rate_limiter is not None or config.rate_limiter is not None:
+        raise ConfigurationError(
+            "A rate limiter is chosen, and TENANCY_ENABLE_RATE_LIMITING is false. Set it to true, "
+            "or leave the limiter out."
+        )
+    installed = [_product(offer, context) for offer in registry.offers(kinds.OBSERVER)]
+    observers = Observers([*installed, *given.observers])
+    sinks = [_product(offer, context) for offer in registry.offers(kinds.AUDIT_SINK)]
+    audit = AuditLog(enabled=config.enable_audit_logging, sinks=[*sinks, *given.audit_sinks])
+    l1 = L1Cache(config.l1_cache_max_size, config.l1_cache_ttl_seconds, given.clock)
+    directory = Directory(
+        store, l1, shared=shared, shared_ttl=config.cache_ttl, owner=owner
+    )
+    products = [store, shared, isolation, limiter, *_members(resolver), *installed, *sinks]
+    return Parts(
+        resolver=resolver,
+        raw_header=getattr(resolver, "raw_header", None),
+        store=store,
+        directory=directory,
+        follower=ChangeFollower(store, directory, config.invalidation_poll_seconds),
+        isolation=isolation,
+        limiter=limiter,
+        observers=observers,
+        observed=bool(installed or given.observers),
+        audit=audit,
+        tenants=TenantService(config, store, isolation, directory, audit, observers),
+        connections=budget,
+        resources=tuple(product for product in products if hasattr(product, "__aenter__")),
+    )
+
+
+def _product(offer: Offer, context: BuildContext) -> Any:  # noqa: ANN401 - of the offer's kind
+    provider = offer.provider
+    section = provider.section
+    settings = None if section is None else context.config.section(section.name, section.model)
+    try:
+        return provider.build(context, settings)
+    except TenancyError:
+        raise
+    except ImportError as error:
+        missing = f" ({error.name})" if error.name else ""
+        raise ConfigurationError(
+            f"{provider.name!r} of {offer.owner} needs a package that is not installed{missing}. "
+            f"Run: pip install --upgrade {offer.owner}"
+        ) from error
+    except Exception as error:
+        raise ConfigurationError(
+            f"{provider.name!r} of {offer.owner} could not be built "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _resolver(
+    config: TenancyConfig, given: Given, registry: Registry, context: BuildContext
+) -> Resolver:
+    names = config.resolution_strategy
+    if given.resolver is not None and CUSTOM not in names:
+        if "resolution_strategy" in config.model_fields_set:
+            raise ConfigurationError(
+                "A resolver object is passed, and TENANCY_RESOLUTION_STRATEGY is "
+                f"{','.join(names)!r}. Add 'custom' to it where the object belongs, or leave one "
+                "of the two out."
+            )
+        names = (CUSTOM,)
+    resolvers = [_one_resolver(name, given, registry, context) for name in names]
+    if len(resolvers) == 1:
+        return resolvers[0]
+    return ChainResolver(resolvers, reject_conflicts=config.on_resolver_conflict == "reject")
+
+
+def _one_resolver(
+    name: str, given: Given, registry: Registry, context: BuildContext
+) -> Resolver:
+    if name == CUSTOM and CUSTOM not in registry.names(kinds.RESOLVER):
+        if given.resolver is None:
+            raise ConfigurationError(
+                "TENANCY_RESOLUTION_STRATEGY asks for the resolver 'custom', and there is none: "
+                "pass an object, Tenancy(config, resolver=…), or name a resolver that a package "
+                "registers by its entry point."
+            )
+        return GuardedResolver(type(given.resolver).__name__, given.resolver)
+    offer = registry.find(kinds.RESOLVER, name, "TENANCY_RESOLUTION_STRATEGY")
+    resolver: Resolver = _product(offer, context)
+    if not callable(getattr(resolver, "resolve", None)):
+        raise ConfigurationError(
+            f"The resolver {name!r} of {offer.owner} is a {type(resolver).__name__} without a "
+            "method resolve(connection). Upgrade it, or report it to its authors."
+        )
+    return resolver if offer.owner == CORE else GuardedResolver(name, resolver)
+
+
+def _members(resolver: Any) -> list[Any]:  # noqa: ANN401 - a resolver, a chain or a guard
+    if isinstance(resolver, ChainResolver):
+        return [inner for part in resolver.resolvers for inner in _members(part)]
+    return [resolver.inner if isinstance(resolver, GuardedResolver) else resolver]
+
+
+def _report_unread(config: TenancyConfig, registry: Registry) -> None:
+    environment = config.environment
+    flat = config.variables()
+    known = flat | set(registry.section_variables(flat))
+    lines = [
+        f"{name} is set and read by nothing."
+        + (f" Did you mean {meant}?" if meant else " Remove it, or install what reads it.")
+        for name, meant in environment.unread(known).items()
+    ]
+    if lines and environment.flag("TENANCY_STRICT_ENV"):
+        raise ConfigurationError("\n".join(lines))
+    for line in lines:
+        _log.warning("%s", line)

@@ -1,0 +1,1 @@
+"""Cache backends that the core ships."""

@@ -1,0 +1,170 @@
+"""Identifier → tenant, by way of the caches."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from tenancy_core._directory.codec import decode, encode
+from tenancy_core._directory.flight import SingleFlight
+from tenancy_core.context import Binding
+from tenancy_core.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from uuid import UUID
+
+    from tenancy_core._directory.l1 import Entry, L1Cache
+    from tenancy_core.contract import CacheBackend, TenantStore
+    from tenancy_core.tenant import Tenant
+
+__all__ = ["Directory"]
+
+_log = logging.getLogger("tenancy")
+
+
+class Directory:
+    """L1, then L2 if there is one, then the store; one look-up at a time per tenant.
+
+    A record that was read before a change and arrives after it is answered but never kept: the
+    epoch counts what was forgotten, and a look-up remembers the epoch in which it began.
+
+    Args:
+        store: The durable truth.
+        l1: The cache in this process.
+        shared: The cache between processes, or None.
+        shared_ttl: Seconds that the shared cache keeps a tenant.
+        owner: The ``Tenancy`` that bindings name.
+    """
+
+    __slots__ = ("_epoch", "_flights", "_listeners", "_owner", "_shared", "_shared_ttl", "_store", "l1")
+
+    def __init__(
+        self,
+        store: TenantStore,
+        l1: L1Cache,
+        *,
+        shared: CacheBackend | None,
+        shared_ttl: float,
+        owner: Any,  # noqa: ANN401 - Tenancy is above
+    ) -> None:
+        self._store = store
+        self.l1 = l1
+        self._shared = shared
+        self._shared_ttl = shared_ttl
+        self._owner = owner
+        self._flights: SingleFlight[Binding | None] = SingleFlight()
+        self._epoch = 0
+        self._listeners: list[Callable[[UUID], Awaitable[None]]] = []
+
+    # -- asking --------------------------------------------------------------------------------
+
+    async def find(self, identifier: str) -> Binding | None:
+        """Return the tenant of a validated identifier, in whatever status; None for nobody.
+
+        Raises:
+            BackendUnavailable: It is in no cache, and the store cannot be reached.
+        """
+        entry = self.l1.get(identifier)
+        if entry is not None:
+            return entry.binding
+        if self.l1.is_nobody(identifier):
+            return None
+        return await self._flights.run(identifier, lambda: self._load(identifier))
+
+    async def find_by_id(self, tenant_id: UUID) -> Binding | None:
+        """As :meth:`find`, by id."""
+        entry = self.l1.get_by_id(tenant_id)
+        if entry is not None:
+            return entry.binding
+        return await self._flights.run(tenant_id, lambda: self._load_by_id(tenant_id))
+
+    def entry(self, binding: Binding) -> Entry | None:
+        """Return the cache entry that holds exactly this binding, if it is kept."""
+        entry = self.l1.get_by_id(binding.tenant.id)
+        return entry if entry is not None and entry.binding is binding else None
+
+    async def _load(self, identifier: str) -> Binding | None:
+        epoch = self._epoch
+        tenant = await self._from_shared(identifier)
+        if tenant is None:
+            tenant = await self._store.get_by_identifier(identifier)
+            if tenant is None:
+                if epoch == self._epoch:
+                    self.l1.put_nobody(identifier)
+                return None
+            if epoch == self._epoch:
+                await self._to_shared(tenant)
+        return self._keep(tenant, epoch)
+
+    async def _load_by_id(self, tenant_id: UUID) -> Binding | None:
+        epoch = self._epoch
+        tenant = await self._store.get(tenant_id)
+        return None if tenant is None else self._keep(tenant, epoch)
+
+    def _keep(self, tenant: Tenant, epoch: int) -> Binding:
+        binding = Binding(tenant, self._owner)
+        if epoch == self._epoch and tenant.identifier:
+            self.l1.put(binding)
+        return binding
+
+    # -- the shared cache: never fatal ---------------------------------------------------------
+
+    async def _key(self, shared: CacheBackend, identifier: str) -> str:
+        return f"tenant:{await shared.generation()}:{identifier}"
+
+    async def _from_shared(self, identifier: str) -> Tenant | None:
+        shared = self._shared
+        if shared is None:
+            return None
+        try:
+            data = await shared.get(await self._key(shared, identifier))
+        except Exception as error:  # noqa: BLE001 - whatever a cache does, the store answers
+            _log.warning("the shared cache failed, the store answers: %s", type(error).__name__)
+            return None
+        return None if data is None else decode(data, identifier=identifier)
+
+    async def _to_shared(self, tenant: Tenant) -> None:
+        shared = self._shared
+        if shared is None:
+            return
+        try:
+            key = await self._key(shared, tenant.identifier)
+            await shared.set(key, encode(tenant), ttl=self._shared_ttl)
+        except Exception as error:  # noqa: BLE001 - whatever a cache does, the store answers
+            _log.warning("the shared cache failed: %s", type(error).__name__)
+
+    # -- forgetting ----------------------------------------------------------------------------
+
+    def on_change(self, listener: Callable[[UUID], Awaitable[None]]) -> None:
+        """Call ``listener`` with the id of every tenant that is forgotten because it changed."""
+        self._listeners.append(listener)
+
+    async def forget(self, tenant_id: UUID, *identifiers: str) -> None:
+        """Drop what is cached about a tenant, here and in the shared cache.
+
+        Args:
+            tenant_id: Of the tenant that changed.
+            *identifiers: All that it has, or had before the change.
+        """
+        self._epoch += 1
+        self.l1.forget(tenant_id)
+        shared = self._shared
+        if shared is not None:
+            try:
+                for identifier in identifiers:
+                    await shared.delete(await self._key(shared, identifier))
+                if not identifiers:
+                    await shared.generation(bump=True)
+            except Exception as error:
+                raise BackendUnavailable(
+                    "The change is committed, and the shared cache could not be told "
+                    f"({type(error).__name__}); it forgets by its time-to-live."
+                ) from error
+        for listener in self._listeners:
+            await listener(tenant_id)
+
+    def forget_all(self) -> None:
+        """Drop everything that is cached in this process."""
+        self._epoch += 1
+        self.l1.clear()

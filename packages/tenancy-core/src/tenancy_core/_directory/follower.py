@@ -1,0 +1,66 @@
+"""Follows the store's change sequence, so that a change made elsewhere is seen here in time."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from tenancy_core._directory.directory import Directory
+    from tenancy_core.contract import TenantStore
+
+__all__ = ["ChangeFollower"]
+
+_log = logging.getLogger("tenancy")
+
+
+class ChangeFollower:
+    """Asks the store every few seconds what changed, and forgets it.
+
+    Args:
+        store: Whose sequence is followed.
+        directory: What forgets.
+        interval: The setting ``invalidation_poll_seconds``.
+    """
+
+    __slots__ = ("_directory", "_failing", "_interval", "_seen", "_store")
+
+    def __init__(self, store: TenantStore, directory: Directory, interval: float) -> None:
+        self._store = store
+        self._directory = directory
+        self._interval = interval
+        self._seen = 0
+        self._failing = False
+
+    async def start(self) -> None:
+        """Note where the sequence is. Call it before the first tenant is cached."""
+        self._seen = await self._store.last_change()
+
+    async def run(self) -> None:
+        """Follow until cancelled; a store that is down is asked again."""
+        while True:
+            await anyio.sleep(self._interval)
+            try:
+                await self.poll()
+            except Exception as error:  # noqa: BLE001 - the next round asks again
+                if not self._failing:
+                    _log.warning(
+                        "cannot follow changes of tenants (%s); trying again every %g s",
+                        type(error).__name__,
+                        self._interval,
+                    )
+                self._failing = True
+            else:
+                self._failing = False
+
+    async def poll(self) -> None:
+        """Forget what changed since the last call."""
+        while changes := await self._store.changes(after=self._seen):
+            if changes[0].sequence != self._seen + 1:
+                # The sequence was cut behind us: what was in the gap is unknown.
+                self._directory.forget_all()
+            for tenant_id in dict.fromkeys(change.tenant_id for change in changes):
+                await self._directory.forget(tenant_id)
+            self._seen = changes[-1].sequence

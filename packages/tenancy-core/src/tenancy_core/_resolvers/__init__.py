@@ -1,0 +1,1 @@
+"""Resolvers that the core ships, and the chain of several."""

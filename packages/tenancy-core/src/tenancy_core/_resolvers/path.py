@@ -1,0 +1,45 @@
+"""The tenant is the path segment behind a prefix: ``/tenants/acme/…``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
+
+from tenancy_core.contract import TenantClaim
+from tenancy_core.errors import InvalidIdentifier, TenantNotFound
+from tenancy_core.tenant import validate_identifier
+
+if TYPE_CHECKING:
+    from tenancy_core.contract import Connection
+
+__all__ = ["PathResolver"]
+
+
+class PathResolver:
+    """Reads the raw path and never rewrites it: routes declare ``/tenants/{tenant}/…``.
+
+    The raw path is split *before* the one segment is decoded, so that an encoded slash stays in
+    its segment and makes it invalid.
+
+    Attributes:
+        missing: A path without a tenant is answered as an unknown tenant.
+    """
+
+    __slots__ = ("_prefix",)
+
+    missing = TenantNotFound
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix.encode("ascii") + b"/"
+
+    async def resolve(self, connection: Connection, /) -> TenantClaim | None:
+        """See :class:`~tenancy_core.contract.Resolver`."""
+        path = connection.raw_path
+        if not path.startswith(self._prefix):
+            return None
+        segment = path[len(self._prefix) :].partition(b"/")[0]
+        try:
+            decoded = unquote_to_bytes(segment).decode("ascii")
+        except UnicodeDecodeError:
+            raise InvalidIdentifier("The tenant in the path is not ASCII.") from None
+        return TenantClaim(validate_identifier(decoded), "path")

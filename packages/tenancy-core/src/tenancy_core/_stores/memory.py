@@ -1,0 +1,211 @@
+"""A tenant store in memory: for tests, and for services whose tenants are fixed in code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+import anyio
+
+from tenancy_core.contract import Change, TenantPage
+from tenancy_core.errors import (
+    IdentifierCollision,
+    TenantExists,
+    TenantNotFound,
+    VersionConflict,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from uuid import UUID
+
+    from tenancy_core.contract import AuditEvent, JournalStep
+    from tenancy_core.tenant import Tenant, TenantStatus
+
+__all__ = ["MemoryTenantStore"]
+
+
+class _State:
+    """Everything the store holds; copied when a transaction begins, swapped in at its commit."""
+
+    __slots__ = ("audit", "changes", "journal", "secrets", "sequence", "tenants")
+
+    def __init__(self) -> None:
+        self.tenants: dict[UUID, Tenant] = {}
+        self.audit: dict[UUID, tuple[AuditEvent, ...]] = {}
+        self.journal: dict[tuple[UUID, str], tuple[str, ...]] = {}
+        self.secrets: dict[tuple[UUID, str], bytes] = {}
+        self.changes: tuple[Change, ...] = ()
+        self.sequence = 0
+
+    def copy(self) -> _State:
+        copied = _State()
+        copied.tenants = dict(self.tenants)
+        copied.audit = dict(self.audit)
+        copied.journal = dict(self.journal)
+        copied.secrets = dict(self.secrets)
+        copied.changes = self.changes
+        copied.sequence = self.sequence
+        return copied
+
+    def by_identifier(self, identifier: str) -> Tenant | None:
+        return next(
+            (tenant for tenant in self.tenants.values() if tenant.identifier == identifier), None
+        )
+
+
+class MemoryTenantStore:
+    """Implements :class:`~tenancy_core.contract.TenantStore`; lost when the process ends.
+
+    Attributes:
+        in_process: Nobody else can change it, so its change sequence need not be followed.
+    """
+
+    in_process = True
+
+    def __init__(self) -> None:
+        self._state = _State()
+        self._writing = anyio.Lock()
+
+    async def get_by_identifier(self, identifier: str, /) -> Tenant | None:
+        """See the contract."""
+        return self._state.by_identifier(identifier)
+
+    async def get(self, tenant_id: UUID, /) -> Tenant | None:
+        """See the contract."""
+        return self._state.tenants.get(tenant_id)
+
+    async def list(
+        self,
+        *,
+        status: TenantStatus | None = None,
+        plan: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> TenantPage:
+        """See the contract."""
+        found = sorted(
+            (
+                tenant
+                for tenant in self._state.tenants.values()
+                if (status is None or tenant.status is status)
+                and (plan is None or tenant.plan == plan)
+                and (after is None or tenant.identifier > after)
+            ),
+            key=lambda tenant: tenant.identifier,
+        )
+        page = tuple(found[:limit])
+        return TenantPage(page, page[-1].identifier if len(found) > limit else None)
+
+    async def get_secret(self, tenant_id: UUID, name: str, /) -> bytes | None:
+        """See the contract."""
+        return self._state.secrets.get((tenant_id, name))
+
+    async def audit(
+        self, tenant_id: UUID, /, *, after: int = 0, limit: int = 100
+    ) -> Sequence[AuditEvent]:
+        """See the contract."""
+        return self._state.audit.get(tenant_id, ())[after : after + limit]
+
+    async def changes(self, *, after: int, limit: int = 1000) -> Sequence[Change]:
+        """See the contract."""
+        return [change for change in self._state.changes if change.sequence > after][:limit]
+
+    async def last_change(self) -> int:
+        """See the contract."""
+        return self._state.sequence
+
+    def transaction(self) -> _Transaction:
+        """See the contract."""
+        return _Transaction(self, self._writing)
+
+    def _swap(self, state: _State) -> None:
+        self._state = state
+
+
+class _Transaction:
+    __slots__ = ("_lock", "_state", "_store")
+
+    def __init__(self, store: MemoryTenantStore, lock: anyio.Lock) -> None:
+        self._store = store
+        self._lock = lock
+        self._state = _State()
+
+    async def __aenter__(self) -> Self:
+        await self._lock.acquire()
+        self._state = self._store._state.copy()  # noqa: SLF001 - one room
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._store._swap(self._state)  # noqa: SLF001 - one room
+        self._lock.release()
+
+    async def create(self, tenant: Tenant, /) -> None:
+        """See the contract."""
+        state = self._state
+        if tenant.id in state.tenants or state.by_identifier(tenant.identifier) is not None:
+            raise TenantExists(f"There is already a tenant {tenant.identifier!r}.")
+        self._refuse_taken_place(tenant)
+        state.tenants[tenant.id] = tenant
+
+    async def update(self, tenant: Tenant, /, *, expected_version: int) -> None:
+        """See the contract."""
+        state = self._state
+        old = state.tenants.get(tenant.id)
+        if old is None or old.version != expected_version:
+            raise VersionConflict(
+                f"Tenant {tenant.identifier!r} is no longer at version {expected_version}."
+            )
+        other = state.by_identifier(tenant.identifier)
+        if other is not None and other.id != tenant.id:
+            raise TenantExists(f"There is already a tenant {tenant.identifier!r}.")
+        self._refuse_taken_place(tenant)
+        state.tenants[tenant.id] = tenant
+
+    def _refuse_taken_place(self, tenant: Tenant) -> None:
+        for other in self._state.tenants.values():
+            if other.id != tenant.id and other.placement.name == tenant.placement.name:
+                raise IdentifierCollision(
+                    f"The name {tenant.placement.name!r} derived for {tenant.identifier!r} "
+                    "is another tenant's."
+                )
+
+    async def delete(self, tenant_id: UUID, /) -> None:
+        """See the contract."""
+        self._state.tenants.pop(tenant_id, None)
+        for key in [key for key in self._state.secrets if key[0] == tenant_id]:
+            del self._state.secrets[key]
+
+    async def append_audit(self, event: AuditEvent, /) -> AuditEvent:
+        """See the contract."""
+        if event.tenant_id not in self._state.tenants:
+            raise TenantNotFound("There is no tenant to write an audit event for.")
+        log = self._state.audit.get(event.tenant_id, ())
+        stored = replace(event, sequence=len(log) + 1)
+        self._state.audit[event.tenant_id] = (*log, stored)
+        return stored
+
+    async def journal(self, tenant_id: UUID, step: JournalStep, /) -> None:
+        """See the contract."""
+        key = (tenant_id, step.operation)
+        steps = self._state.journal.get(key, ())
+        if step.step not in steps:
+            self._state.journal[key] = (*steps, step.step)
+
+    async def journaled(self, tenant_id: UUID, operation: str, /) -> Sequence[str]:
+        """See the contract."""
+        return self._state.journal.get((tenant_id, operation), ())
+
+    async def enqueue(self, tenant_id: UUID, /) -> int:
+        """See the contract."""
+        state = self._state
+        state.sequence += 1
+        state.changes = (*state.changes[-9_999:], Change(state.sequence, tenant_id))
+        return state.sequence

@@ -1,0 +1,398 @@
+"""``Tenancy``: the built object that an application holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from contextlib import AsyncExitStack
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from uuid import UUID
+
+from tenancy_core._background import BackgroundTasks
+from tenancy_core._build import Given, Parts, build
+from tenancy_core._plugins import load_plugins
+from tenancy_core.checks import run_checks
+from tenancy_core.context import Binding, binding
+from tenancy_core.errors import (
+    ConfigurationError,
+    NoCurrentTenant,
+    TenantContextLocked,
+    TenantInactive,
+    TenantNotFound,
+)
+from tenancy_core.tenant import Tenant, TenantStatus, validate_identifier
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    from sqlalchemy import MetaData
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+    from tenancy_core.config import TenancyConfig
+    from tenancy_core.contract import (
+        AuditSink,
+        CacheBackend,
+        Finding,
+        IsolationStrategy,
+        Membership,
+        Observer,
+        RateLimiter,
+        Resolver,
+        TenantStore,
+    )
+    from tenancy_core.tenants import TenantService
+
+__all__ = ["Tenancy"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_ACTIVE = frozenset({TenantStatus.ACTIVE})
+
+
+class Tenancy:
+    """Multi-tenancy for one service.
+
+    Build it once, at import; open it with ``async with`` or an application's lifespan. It can be
+    opened again after it was closed.
+
+    Args:
+        config: The settings.
+        metadata: The tables that every tenant has; created when a tenant is provisioned.
+        resolver: Used instead of, or under the name ``custom`` within, ``resolution_strategy``.
+        membership: Asked for every request whether the caller may act for the tenant.
+        isolation: Used instead of ``isolation_strategy``.
+        store: Used instead of the tenant store in the control database.
+        cache_backend: Used instead of ``cache_backend``.
+        rate_limiter: Used instead of ``rate_limiter``.
+        observers: Told what happens, beside those that packages bring.
+        audit_sinks: Fed with audit events, beside those that packages bring.
+        clock: Seconds, never going back; for the cache in this process.
+
+    Attributes:
+        is_open: Whether it is open.
+
+    Raises:
+        ConfigurationError: The settings, the packages or the objects do not fit together.
+    """
+
+    def __init__(
+        self,
+        config: TenancyConfig,
+        *,
+        metadata: MetaData | None = None,
+        resolver: Resolver | None = None,
+        membership: Membership | None = None,
+        isolation: IsolationStrategy | None = None,
+        store: TenantStore | None = None,
+        cache_backend: CacheBackend | None = None,
+        rate_limiter: RateLimiter | None = None,
+        observers: Sequence[Observer] = (),
+        audit_sinks: Sequence[AuditSink] = (),
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.config = config
+        self.membership = membership
+        self.clock = clock
+        self.is_open = False
+        self._given = Given(
+            resolver=resolver,
+            isolation=isolation,
+            store=store,
+            cache_backend=cache_backend,
+            rate_limiter=rate_limiter,
+            observers=tuple(observers),
+            audit_sinks=tuple(audit_sinks),
+            metadata=metadata,
+            clock=clock,
+        )
+        if config.log_level is not None:
+            logging.getLogger("tenancy").setLevel(config.log_level)
+        self._registry = load_plugins(blocked=config.environment.names("TENANCY_PLUGINS_BLOCKED"))
+        self._built = build(config, self._given, self._registry, self)
+        self._fresh = True
+        self._open: AsyncExitStack | None = None
+        self._watchers: dict[UUID, set[Callable[[], Awaitable[None]]]] = {}
+
+    def __repr__(self) -> str:
+        state = "open" if self._open is not None else "closed"
+        return f"<Tenancy {self.config.isolation_name} on {self.config.dialect}, {state}>"
+
+    # -- opening and closing -------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._open is not None:
+            raise ConfigurationError("This Tenancy is open already; open it once per process.")
+        if not self._fresh:
+            self._built = build(self.config, self._given, self._registry, self)
+        self._fresh = False
+        parts = self._built
+        async with AsyncExitStack() as stack:
+            for resource in parts.resources:
+                await stack.enter_async_context(resource)
+            await parts.follower.start()
+            parts.directory.on_change(self._revoke)
+            if not getattr(parts.store, "in_process", False):
+                background = await stack.enter_async_context(BackgroundTasks())
+                background.start(parts.follower.run(), name="change-follower")
+            self._open = stack.pop_all()
+        self.is_open = True
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        stack, self._open = self._open, None
+        self.is_open = False
+        # The middleware looks into this cache directly; nothing of a closed Tenancy is believed.
+        self._built.directory.forget_all()
+        if stack is not None:
+            await stack.__aexit__(kind, error, trace)
+
+    def lifespan(self, app: object = None, /) -> AbstractAsyncContextManager[None]:  # noqa: ARG002 - what ASGI frameworks pass
+        """Return a lifespan for an ASGI framework: ``Starlette(lifespan=tenancy.lifespan)``."""
+        return _Lifespan(self)
+
+    @property
+    def parts(self) -> Parts:
+        """The objects it is made of.
+
+        Raises:
+            ConfigurationError: It is not open.
+        """
+        if self._open is None:
+            raise ConfigurationError(
+                "This Tenancy is not open. In an application run its lifespan (a test client does "
+                "so in a `with` block); elsewhere write `async with tenancy:`."
+            )
+        return self._built
+
+    @property
+    def tenants(self) -> TenantService:
+        """The control plane."""
+        return self.parts.tenants
+
+    @property
+    def resolver(self) -> Resolver:
+        """The resolver, or the chain of them. Integrations describe it in their documents."""
+        return self._built.resolver
+
+    @property
+    def observed(self) -> bool:
+        """Whether any observer listens."""
+        return self._built.observed
+
+    @property
+    def proves_membership(self) -> bool:
+        """Whether the application decides who may act for a tenant."""
+        return self.membership is not None
+
+    # -- being a tenant ------------------------------------------------------------------------
+
+    def scope(
+        self,
+        tenant: str | UUID | Tenant,
+        /,
+        *,
+        switch: bool = False,
+        reason: str | None = None,
+        statuses: Collection[TenantStatus] = _ACTIVE,
+    ) -> AbstractAsyncContextManager[Tenant]:
+        """Make a tenant current for a block: in jobs, scripts, tests and shells.
+
+        Args:
+            tenant: Its identifier, its id or its record.
+            switch: Allow it inside another tenant's scope; this is audited.
+            reason: Why, for the audit log; required with ``switch``.
+            statuses: Which tenants are served; by default active ones only.
+
+        Raises:
+            TenantNotFound: On entering: there is no such tenant.
+            TenantInactive: On entering: its status is not among ``statuses``.
+            TenantContextLocked: On entering: another tenant is current, and ``switch`` is false.
+            ValueError: ``switch`` without a reason.
+        """
+        if switch and not reason:
+            raise ValueError("scope(switch=True) needs a reason; it is written to the audit log.")
+        return _Scope(self, tenant, switch=switch, reason=reason, statuses=frozenset(statuses))
+
+    def session(self, *, read_only: bool = False) -> AbstractAsyncContextManager[AsyncSession]:
+        """Open a database session as the current tenant: commits on leaving, or rolls back.
+
+        Args:
+            read_only: The database refuses writes, and readers need not wait for a writer.
+
+        Raises:
+            NoCurrentTenant: There is no tenant here.
+        """
+        return self.parts.isolation.session(self._current(), read_only=read_only)
+
+    def connection(
+        self, *, read_only: bool = False
+    ) -> AbstractAsyncContextManager[AsyncConnection]:
+        """As :meth:`session`, for code that works with an ``AsyncConnection``."""
+        return self.parts.isolation.connection(self._current(), read_only=read_only)
+
+    def _current(self) -> Tenant:
+        bound = binding.get()
+        if bound is None:
+            raise NoCurrentTenant
+        if bound.owner is not self:
+            raise NoCurrentTenant("The current tenant is one of another Tenancy object.")
+        return bound.tenant
+
+    async def run_in_executor(
+        self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a blocking function in a thread, with the current tenant.
+
+        A plain ``loop.run_in_executor`` copies no context: there ``require_tenant`` raises.
+        """
+        context = contextvars.copy_context()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, lambda: context.run(function, *args, **kwargs))
+
+    # -- watching ------------------------------------------------------------------------------
+
+    def watch(self, tenant: Tenant, revoked: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+        """Call ``revoked`` once this process learns that the tenant is no longer served.
+
+        Returns:
+            A function that ends the watch.
+        """
+        watchers = self._watchers.setdefault(tenant.id, set())
+        watchers.add(revoked)
+
+        def end() -> None:
+            watchers.discard(revoked)
+            if not watchers and self._watchers.get(tenant.id) is watchers:
+                del self._watchers[tenant.id]
+
+        return end
+
+    async def _revoke(self, tenant_id: UUID) -> None:
+        watchers = self._watchers.get(tenant_id)
+        if not watchers:
+            return
+        bound = await self._built.directory.find_by_id(tenant_id)
+        if bound is None or not bound.tenant.active:
+            for revoked in tuple(watchers):
+                await revoked()
+
+    # -- checking ------------------------------------------------------------------------------
+
+    async def check(self) -> list[Finding]:
+        """Run the production checklist of all installed packages; the worst come first."""
+        return await run_checks(self, [check for check, _ in self._registry.checks])
+
+    # -- what a scope needs --------------------------------------------------------------------
+
+    async def find(self, tenant: str | UUID | Tenant, /) -> Binding:
+        """Return the binding of a tenant in whatever status.
+
+        Raises:
+            TenantNotFound: There is none.
+            InvalidIdentifier: That is no identifier.
+        """
+        directory = self.parts.directory
+        if isinstance(tenant, str):
+            found = await directory.find(validate_identifier(tenant))
+        else:
+            found = await directory.find_by_id(tenant if isinstance(tenant, UUID) else tenant.id)
+        if found is None:
+            name = tenant.identifier if isinstance(tenant, Tenant) else str(tenant)
+            raise TenantNotFound(f"There is no tenant {name!r}.")
+        return found
+
+
+class _Lifespan:
+    __slots__ = ("_tenancy",)
+
+    def __init__(self, tenancy: Tenancy) -> None:
+        self._tenancy = tenancy
+
+    async def __aenter__(self) -> None:
+        await self._tenancy.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._tenancy.__aexit__(kind, error, trace)
+
+
+class _Scope:
+    """A hand-written context manager: the variable is set in the caller's own context."""
+
+    __slots__ = ("_reason", "_statuses", "_switch", "_tenancy", "_token", "_wanted")
+
+    def __init__(
+        self,
+        tenancy: Tenancy,
+        wanted: str | UUID | Tenant,
+        *,
+        switch: bool,
+        reason: str | None,
+        statuses: frozenset[TenantStatus],
+    ) -> None:
+        self._tenancy = tenancy
+        self._wanted = wanted
+        self._switch = switch
+        self._reason = reason
+        self._statuses = statuses
+        self._token: contextvars.Token[Binding | None] | None = None
+
+    async def __aenter__(self) -> Tenant:
+        if self._token is not None:
+            raise RuntimeError("A scope is entered once; call tenancy.scope() again.")
+        found = await self._tenancy.find(self._wanted)
+        tenant = found.tenant
+        if tenant.status not in self._statuses:
+            raise TenantInactive(f"Tenant {tenant.identifier!r} is {tenant.status}.")
+        outer = binding.get()
+        if outer is not None and (outer.tenant.id != tenant.id or outer.owner is not found.owner):
+            if not self._switch:
+                raise TenantContextLocked(
+                    f"Tenant {outer.tenant.identifier!r} is current; the scope of "
+                    f"{tenant.identifier!r} inside it needs scope(…, switch=True, reason='…')."
+                )
+            await self._audit_switch(outer.tenant, tenant)
+        self._token = binding.set(found)
+        return tenant
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        token, self._token = self._token, None
+        if token is None:
+            return
+        try:
+            binding.reset(token)
+        except ValueError:
+            # Left in another context than it was entered in (a generator that was closed by the
+            # event loop): this context never had the tenant, there is nothing to restore.
+            return
+
+    async def _audit_switch(self, outer: Tenant, tenant: Tenant) -> None:
+        parts = self._tenancy.parts
+        async with parts.store.transaction() as transaction:
+            event = await parts.audit.append(
+                transaction,
+                tenant.id,
+                "scope.switched",
+                reason=self._reason,
+                details={"from": str(outer.id)},
+            )
+        await parts.audit.deliver(event)

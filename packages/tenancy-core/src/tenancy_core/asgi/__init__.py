@@ -1,0 +1,8 @@
+"""The ASGI middleware: resolve, look up, admit, bind, and refuse in one format."""
+
+from tenancy_core.asgi.middleware import TenancyMiddleware
+from tenancy_core.asgi.openapi import describe_tenant
+from tenancy_core.asgi.paths import ExcludedPaths
+from tenancy_core.asgi.refusals import Refusal, render
+
+__all__ = ["ExcludedPaths", "Refusal", "TenancyMiddleware", "describe_tenant", "render"]

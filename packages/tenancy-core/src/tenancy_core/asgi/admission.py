@@ -1,0 +1,202 @@
+"""From a connection to a tenant that may be served, or to the reason why not."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from tenancy_core._ratelimit import MissLimiter
+from tenancy_core._resolvers.host import is_trusted
+from tenancy_core.errors import (
+    BackendUnavailable,
+    InvalidCredentials,
+    RateLimitExceeded,
+    RequestRefused,
+    ResolverError,
+    TenancyError,
+    TenantInactive,
+    TenantNotFound,
+    TenantNotIdentified,
+    TenantUnready,
+)
+from tenancy_core.tenant import TenantStatus
+
+if TYPE_CHECKING:
+    from tenancy_core._tenancy import Tenancy
+    from tenancy_core.context import Binding
+    from tenancy_core.contract import Connection, TenantClaim
+    from tenancy_core.tenant import Tenant
+
+__all__ = ["Admission"]
+
+_log = logging.getLogger("tenancy")
+
+
+class Admission:
+    """The way of a request up to the application, for one opening of a ``Tenancy``.
+
+    Attributes:
+        fast: Whether a cached, active tenant needs nothing else: no membership hook, no limiter,
+            no proof. The middleware then admits it by the raw header bytes alone.
+        raw_header: The one header whose bytes decide, or None.
+    """
+
+    __slots__ = (
+        "_config",
+        "_directory",
+        "_limiter",
+        "_membership",
+        "_misses",
+        "_missing",
+        "_observers",
+        "_proxies",
+        "_require_verified",
+        "_resolver",
+        "fast",
+        "parts",
+        "raw_header",
+    )
+
+    def __init__(self, tenancy: Tenancy) -> None:
+        parts = tenancy.parts
+        config = tenancy.config
+        self.parts = parts
+        self._config = config
+        self._resolver = parts.resolver
+        self._missing: type[RequestRefused] = getattr(
+            parts.resolver, "missing", TenantNotIdentified
+        )
+        self._directory = parts.directory
+        self._membership = tenancy.membership
+        self._limiter = parts.limiter
+        self._observers = parts.observers
+        self._require_verified = config.require_verified_tenant
+        self._proxies = config.trusted_proxies
+        self._misses = MissLimiter()
+        self.raw_header = parts.raw_header
+        self.fast = (
+            self.raw_header is not None
+            and self._membership is None
+            and self._limiter is None
+            and not self._require_verified
+        )
+
+    async def admit(self, connection: Connection) -> Binding:
+        """Return the binding of the tenant that the connection may act for.
+
+        Raises:
+            RequestRefused: With the status that the client is answered.
+            ResolverError: A resolver or hook failed.
+            BackendUnavailable: The store could not be asked.
+        """
+        tenant: Tenant | None = None
+        try:
+            claim = await self._claim(connection)
+            bound = await self._look_up(connection, claim)
+            tenant = bound.tenant
+            if not tenant.active or self._membership is not None:
+                await self._gate(connection, tenant, claim)
+            if self._limiter is not None:
+                await self._limit(tenant)
+        except RequestRefused as error:
+            self._observers.refused(error.code, error.status, tenant)
+            raise
+        except TenancyError as error:
+            _log.error("a request could not be admitted: %s: %s", error.code, error)
+            self._observers.refused(error.code, 503, tenant)
+            raise
+        self._remember(connection, bound)
+        return bound
+
+    async def _claim(self, connection: Connection) -> TenantClaim:
+        claim = await self._resolver.resolve(connection)
+        if claim is None:
+            raise self._missing
+        if self._require_verified and not claim.verified:
+            raise InvalidCredentials
+        return claim
+
+    async def _look_up(self, connection: Connection, claim: TenantClaim) -> Binding:
+        directory = self._directory
+        entry = directory.l1.get(claim.identifier)
+        if entry is not None:
+            return entry.binding
+        address = self._address(connection)
+        self._misses.check(address)
+        try:
+            bound = await directory.find(claim.identifier)
+        except TenancyError:
+            raise
+        except Exception as error:
+            raise BackendUnavailable(
+                f"The tenant store failed ({type(error).__name__})."
+            ) from error
+        if bound is None:
+            self._misses.count(address)
+            raise TenantNotFound
+        return bound
+
+    def _address(self, connection: Connection) -> str | None:
+        """Return whom a miss is counted for: the peer, or whom a trusted proxy speaks for."""
+        if is_trusted(connection, self._proxies):
+            forwarded = connection.headers(b"x-forwarded-for")
+            if forwarded:
+                return forwarded[-1].rpartition(b",")[2].strip(b" \t")[:64].decode("latin-1")
+        return connection.client_address
+
+    async def _gate(self, connection: Connection, tenant: Tenant, claim: TenantClaim) -> None:
+        member = await self._is_member(connection, tenant, claim)
+        if tenant.active:
+            if not member:
+                raise TenantNotFound
+            return
+        # Strangers cannot tell a tenant that is not served from one that does not exist.
+        if member and tenant.status is TenantStatus.SUSPENDED:
+            raise TenantInactive
+        if member and tenant.status is TenantStatus.PROVISIONING:
+            raise TenantUnready
+        raise TenantNotFound
+
+    async def _is_member(
+        self, connection: Connection, tenant: Tenant, claim: TenantClaim
+    ) -> bool:
+        if self._membership is None:
+            return claim.verified
+        try:
+            answer: Any = await self._membership(connection, tenant, claim)
+        except TenancyError:
+            raise
+        except Exception as error:
+            raise ResolverError(
+                f"The membership hook raised {type(error).__name__}."
+            ) from error
+        return answer is True
+
+    async def _limit(self, tenant: Tenant) -> None:
+        assert self._limiter is not None  # noqa: S101 - the caller looked
+        limit = self._config.rate_limit(tenant)
+        try:
+            decision = await self._limiter.hit(str(tenant.id), limit)
+        except Exception as error:
+            if self._config.rate_limit_fail_closed:
+                raise BackendUnavailable(
+                    f"The rate limiter failed ({type(error).__name__})."
+                ) from error
+            _log.warning("the rate limiter failed (%s): not limited", type(error).__name__)
+            return
+        if not decision.allowed:
+            raise RateLimitExceeded(
+                retry_after=decision.retry_after, limit=limit.count, window=limit.window
+            )
+
+    def _remember(self, connection: Connection, bound: Binding) -> None:
+        """Let the next request with the same header bytes take the fast way."""
+        if not self.fast or self.raw_header is None:
+            return
+        entry = self._directory.entry(bound)
+        if entry is None:
+            return
+        for name, value in connection.scope["headers"]:
+            if name == self.raw_header:
+                self._directory.l1.alias(value, entry)
+                return

@@ -1,0 +1,102 @@
+"""How an error is answered: RFC 9457 ``application/problem+json``, by one function."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from tenancy_core.errors import (
+    BackendUnavailable,
+    RateLimitExceeded,
+    RequestRefused,
+    ResolverError,
+    TenancyError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+__all__ = ["Refusal", "render", "send_refusal"]
+
+_RETRY_AFTER: Final = 1.0
+"""Seconds that a client should wait when a dependency is down and nobody knows for how long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer.
+
+    Attributes:
+        status: HTTP status.
+        headers: Without ``content-length``, which is added.
+        body: Bytes.
+    """
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+def render(error: TenancyError) -> Refusal:
+    """Turn an error into the answer that a client gets.
+
+    The texts are those of the class: what a particular error has to say goes to the log, so that
+    an unknown, a suspended and an unready tenant get the same bytes. Pass another function with
+    this signature to the middleware or to ``install`` to answer in a format of your own.
+    """
+    headers: list[tuple[bytes, bytes]] = [
+        (b"content-type", b"application/problem+json"),
+        (b"cache-control", b"no-store"),
+    ]
+    if isinstance(error, RequestRefused):
+        status, title, retry_after = error.status, error.title, error.retry_after
+    else:
+        status, title, retry_after = 503, "The service cannot answer right now.", None
+    if status in (429, 503):
+        seconds = max(1, math.ceil(_RETRY_AFTER if retry_after is None else retry_after))
+        headers.append((b"retry-after", str(seconds).encode()))
+    if status == 401:  # noqa: PLR2004 - HTTP
+        headers.append((b"www-authenticate", b'Bearer error="invalid_token"'))
+    if isinstance(error, RateLimitExceeded) and error.limit is not None:
+        window = math.ceil(error.window or 0)
+        reset = math.ceil(retry_after or 0)
+        # draft-ietf-httpapi-ratelimit-headers-10
+        headers.append((b"ratelimit-policy", f'"tenant";q={error.limit};w={window}'.encode()))
+        headers.append((b"ratelimit", f'"tenant";r=0;t={reset}'.encode()))
+    code = error.code if isinstance(error, (RequestRefused, *_UNAVAILABLE)) else "unavailable"
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "code": code,
+    }
+    return Refusal(status, tuple(headers), json.dumps(body, separators=(",", ":")).encode())
+
+
+_UNAVAILABLE: Final = (BackendUnavailable, ResolverError)
+
+
+async def send_refusal(
+    refusal: Refusal,
+    scope: MutableMapping[str, Any],
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+    send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+) -> None:
+    """Answer a request, or refuse a WebSocket's handshake with the same status.
+
+    Where the server cannot send a response to a handshake (``websocket.http.response``), the
+    socket is closed before it is accepted, which clients see as 403.
+    """
+    kind = "http.response"
+    if scope["type"] == "websocket":
+        await receive()  # websocket.connect
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+            return
+        kind = "websocket.http.response"
+    head = scope.get("method") == "HEAD"
+    headers = [*refusal.headers, (b"content-length", str(len(refusal.body)).encode())]
+    await send({"type": f"{kind}.start", "status": refusal.status, "headers": headers})
+    await send({"type": f"{kind}.body", "body": b"" if head else refusal.body})

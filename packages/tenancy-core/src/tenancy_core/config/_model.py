@@ -1,0 +1,611 @@
+"""``TenancyConfig``: one field for each flat setting, with its rule and its default."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from tenancy_core.config._environment import PREFIX, Environment, near_miss
+from tenancy_core.config._later import LATER, LATER_IN_PLANS
+from tenancy_core.config._urls import dialect_of, require_async_url
+from tenancy_core.contract import RateLimit
+from tenancy_core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic_settings import PydanticBaseSettingsSource
+
+    from tenancy_core.tenant import Tenant
+
+__all__ = ["Plan", "TenancyConfig"]
+
+SectionT = TypeVar("SectionT", bound=BaseModel)
+
+_LOG_LEVELS: Final = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
+
+
+def _listed(value: object) -> object:
+    """Turn ``a,b`` or ``["a", "b"]`` into a tuple; leave everything else to pydantic."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise ValueError('is no list; write a,b or ["a", "b"]') from None
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("is no JSON object") from None
+
+
+def _network(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return ip_network(value)
+    except ValueError:
+        raise ValueError("names something that is no IP address and no network") from None
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+
+
+class Plan(BaseModel):
+    """What a plan allows; each value is optional and falls back to the flat setting.
+
+    Attributes:
+        rate_limit_per_minute: Accepted requests per window.
+        rate_limit_burst: Requests that may come at once.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    rate_limit_per_minute: int | None = Field(default=None, ge=1)
+    rate_limit_burst: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_later(cls, values: object) -> object:
+        if isinstance(values, dict):
+            for name in LATER_IN_PLANS:
+                if name in values:
+                    raise ValueError(f"{name} is not part of this version; remove it")
+        return values
+
+
+class TenancyConfig(BaseSettings):
+    """The settings of a ``Tenancy``. Frozen; the constructor reads only its arguments.
+
+    ``TenancyConfig.from_env()`` reads the environment. Whatever is wrong raises one
+    :class:`~tenancy_core.errors.ConfigurationError` that names each setting and never its value.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        case_sensitive=False,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        dotenv_filtering="only_existing",
+    )
+
+    # -- core
+    database_url: SecretStr = Field(description="The application's database.")
+    control_database_url: SecretStr | None = Field(
+        default=None,
+        description="Where the tenant store lives. Default: `database_url`.",
+    )
+    resolution_strategy: Names = Field(
+        default=("header",),
+        description="How a request names its tenant: one name, or an ordered list.",
+    )
+    isolation_strategy: str | None = Field(
+        default=None,
+        description="How tenants are kept apart. Default: `database` on SQLite, else `schema`.",
+    )
+    excluded_paths: Names = Field(
+        default=(), description="Paths that are served without a tenant, by whole segments."
+    )
+
+    # -- pool
+    database_pool_size: int = Field(
+        default=20, ge=1, description="Idle connections kept open per database."
+    )
+    database_max_overflow: int = Field(
+        default=40, ge=0, description="Connections beyond the pool size, closed after use."
+    )
+    database_pool_timeout: float = Field(
+        default=30.0, gt=0, description="Seconds to wait for a connection, then 503."
+    )
+    database_pool_recycle: int = Field(
+        default=3600, ge=-1, description="Seconds after which a connection is replaced; -1: never."
+    )
+    database_pool_pre_ping: bool = Field(
+        default=True, description="Replace a connection that is found dead when it is taken."
+    )
+    database_echo: bool = Field(default=False, description="Log every statement.")
+    max_cached_engines: int = Field(
+        default=100, ge=1, description="Engines kept for tenants that are not in use."
+    )
+    database_url_template: SecretStr | None = Field(
+        default=None, description="URL of a tenant's own database."
+    )
+    max_database_connections: int | None = Field(
+        default=None,
+        ge=2,
+        description="Ceiling on all connections of the process. Default: pool size + overflow.",
+    )
+
+    # -- resolution
+    tenant_header_name: str = Field(
+        default="X-Tenant-ID", description="The header that the `header` resolver reads."
+    )
+    domain_suffix: str | None = Field(
+        default=None, description="Base domain of the `subdomain` resolver: `example.com`."
+    )
+    path_prefix: str = Field(
+        default="/tenants", description="What stands before the tenant in a path."
+    )
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        default=(), description="Peers whose `X-Forwarded-Host` and `-For` are believed."
+    )
+    require_verified_tenant: bool = Field(
+        default=False, description="Refuse a tenant that the request names but does not prove."
+    )
+    on_resolver_conflict: Literal["reject", "first"] = Field(
+        default="reject",
+        description="Two sources disagree: refuse the request, or believe the first.",
+    )
+
+    # -- jwt
+    jwt_secret: SecretStr | None = Field(default=None, description="Key of HMAC-signed tokens.")
+    jwt_algorithms: Names = Field(default=(), description="Algorithms that tokens may use.")
+    jwt_tenant_claim: str = Field(default="tenant_id", description="Claim that names the tenant.")
+    jwt_audience: Names = Field(default=(), description="Audiences that tokens must name.")
+    jwt_issuer: str | None = Field(default=None, description="Issuer that tokens must name.")
+    jwt_jwks_url: str | None = Field(default=None, description="Where the issuer's keys are.")
+    jwt_issuers: Annotated[tuple[dict[str, Any], ...], NoDecode, BeforeValidator(_object)] = Field(
+        default=(), description="Several issuers, each with its keys and audience."
+    )
+    jwt_types: Names = Field(default=(), description="Values of `typ` that tokens may have.")
+    jwt_max_lifetime: float | None = Field(default=None, description="Longest life of a token.")
+    jwt_leeway: float = Field(default=30, description="Seconds that clocks may differ.")
+
+    # -- isolation
+    schema_prefix: str = Field(default="tenant_", description="Start of derived schema names.")
+    rls_setting: str = Field(
+        default="app.tenant_id", description="Setting that row policies compare with."
+    )
+    standard_isolation_strategy: str = Field(
+        default="rls", description="Under `hybrid`: the strategy of most tenants."
+    )
+    premium_isolation_strategy: str = Field(
+        default="schema", description="Under `hybrid`: the strategy of premium tenants."
+    )
+    premium_plans: Names = Field(default=(), description="Under `hybrid`: plans that are premium.")
+    premium_tenants: Names = Field(
+        default=(), description="Under `hybrid`: tenants that are premium whatever their plan."
+    )
+
+    # -- cache
+    redis_url: SecretStr | None = Field(
+        default=None, description="Redis for the cache, the limiter and invalidation."
+    )
+    cache_backend: str | None = Field(
+        default=None, description="Name of the shared cache. Default: `memory`."
+    )
+    cache_enabled: bool = Field(
+        default=False, description="Ask the shared cache before the store."
+    )
+    cache_ttl: float = Field(
+        default=3600, gt=0, description="Seconds that the shared cache keeps a tenant."
+    )
+    l1_cache_max_size: int = Field(
+        default=1000, ge=1, description="Tenants kept in the memory of each process."
+    )
+    l1_cache_ttl_seconds: float = Field(
+        default=60, gt=0, description="Seconds that each process keeps a tenant."
+    )
+    invalidation_poll_seconds: float = Field(
+        default=5,
+        gt=0,
+        description="How often each process asks the store what changed: the bound within which "
+        "a suspension reaches every process.",
+    )
+
+    # -- limits
+    enable_rate_limiting: bool = Field(default=False, description="Limit requests per tenant.")
+    rate_limit_per_minute: int = Field(
+        default=100, ge=1, description="Accepted requests per window and tenant."
+    )
+    rate_limit_window_seconds: float = Field(
+        default=60, gt=0, description="Length of the window in seconds."
+    )
+    rate_limit_burst: int | None = Field(
+        default=None, ge=1, description="Requests that may come at once. Default: a fifth."
+    )
+    rate_limit_fail_closed: bool = Field(
+        default=False, description="Refuse requests while the limiter is down."
+    )
+    rate_limiter: str | None = Field(
+        default=None, description="Name of the limiter. Default: `memory`."
+    )
+    plans: Annotated[dict[str, Plan], NoDecode, BeforeValidator(_object)] = Field(
+        default_factory=dict[str, Plan], description="JSON: what each plan allows."
+    )
+
+    # -- security
+    enable_audit_logging: bool = Field(
+        default=True, description="Write every change of a tenant into the audit log."
+    )
+    enable_encryption: bool = Field(default=False, description="Encrypt tenants' secrets.")
+    encryption_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        default=(), description="The first encrypts, all decrypt."
+    )
+    signing_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        default=(), description="The first signs, all verify."
+    )
+
+    # -- lifecycle
+    enable_soft_delete: bool = Field(default=True, description="Archive before erasing.")
+    archive_retention_days: int | None = Field(
+        default=None, description="Days from archiving to erasing."
+    )
+    max_tenants: int | None = Field(
+        default=None, ge=1, description="Most tenants that can be created."
+    )
+
+    # -- observability
+    enable_metrics: bool = Field(
+        default=True, description="Use the metrics plugin if it is installed."
+    )
+    enable_query_logging: bool = Field(default=False, description="Log statements per tenant.")
+    slow_query_threshold_ms: float = Field(
+        default=1000, description="Milliseconds from which a statement is slow."
+    )
+    log_level: str | None = Field(
+        default=None, description="Level of the logger `tenancy`. Also read from `LOG_LEVEL`."
+    )
+
+    sections: dict[str, dict[str, Any]] = Field(
+        default_factory=dict[str, dict[str, Any]],
+        exclude=True,
+        repr=False,
+        description="Plugins' own settings by section, where they do not come from variables.",
+    )
+
+    _environment: Environment = PrivateAttr(default_factory=lambda: Environment({}))
+
+    FLAT: ClassVar[tuple[str, ...]]
+
+    def __init__(self, **values: Any) -> None:
+        """Validate the settings.
+
+        Raises:
+            ConfigurationError: Something is missing, unknown, malformed, contradictory, or needs
+                a feature that this version does not have.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error, type(self))) from None
+        self._refuse_later()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read nothing but the arguments; :meth:`from_env` is the one that reads more."""
+        return (init_settings,)
+
+    @classmethod
+    def from_env(cls, *, env_file: str | Path | None = ".env", **overrides: Any) -> Self:
+        """Read ``TENANCY_*`` from the environment, from ``.env`` and from secret files.
+
+        Args:
+            env_file: Read if it exists; None reads no file. The process's variables win over it.
+            **overrides: Settings that win over both.
+
+        Raises:
+            ConfigurationError: As the constructor; a variable that is close to a missing setting
+                is named.
+        """
+        environment = Environment.read(cls, env_file)
+        values: dict[str, Any] = {}
+        for name in cls.FLAT:
+            variable = PREFIX + name.upper()
+            is_secret = name in _SECRETS
+            value = environment.secret(variable) if is_secret else environment.get(variable)
+            if value is not None and name not in overrides:
+                values[name] = value
+        try:
+            config = cls(**values, **overrides)
+        except ConfigurationError as error:
+            known = cls.variables()
+            hints = [
+                f"{unread} is set and read by nothing; did you mean {meant}?"
+                for unread, meant in environment.unread(known).items()
+                if meant is not None and meant.removeprefix(PREFIX).lower() not in values
+            ]
+            raise ConfigurationError("\n".join([str(error), *hints])) from None
+        config._environment = environment
+        return config
+
+    @classmethod
+    def variables(cls) -> frozenset[str]:
+        """Return every variable that the flat settings read, ``<NAME>_FILE`` included."""
+        flat = {PREFIX + name.upper() for name in cls.FLAT}
+        return frozenset(flat | {f"{PREFIX}{name.upper()}_FILE" for name in _SECRETS})
+
+    # -- rules ---------------------------------------------------------------------------------
+
+    @field_validator("database_url", "control_database_url")
+    @classmethod
+    def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            require_async_url(value.get_secret_value())
+        return value
+
+    @field_validator("resolution_strategy")
+    @classmethod
+    def _check_resolution(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("names no resolver; write for instance: header")
+        if len(set(value)) != len(value):
+            raise ValueError("names a resolver twice")
+        return value
+
+    @field_validator("excluded_paths")
+    @classmethod
+    def _check_excluded(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for path in value:
+            check_excluded_path(path)
+        return value
+
+    @field_validator("tenant_header_name")
+    @classmethod
+    def _check_header(cls, value: str) -> str:
+        # RFC 9110 tokens allow more; an underscore is refused because servers and proxies
+        # disagree on whether it is the same header as the one with a hyphen.
+        if not value or not all(char.isascii() and (char.isalnum() or char == "-") for char in value):
+            raise ValueError("is no header name; use letters, digits and hyphens")
+        if value.lower() in _FORBIDDEN_HEADERS:
+            raise ValueError("is a header with another meaning; choose one of your own")
+        return value
+
+    @field_validator("domain_suffix")
+    @classmethod
+    def _check_domain(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        labels = value.split(".")
+        if len(value) > 253 or not all(  # noqa: PLR2004 - RFC 1035, section 2.3.4
+            label
+            and len(label) <= 63  # noqa: PLR2004 - RFC 1035, section 2.3.4
+            and all(char in _LABEL for char in label)
+            and label[0] != "-" != label[-1]
+            for label in labels
+        ):
+            raise ValueError("is no domain; write it in lower case without dots at its ends: example.com")
+        return value
+
+    @field_validator("path_prefix")
+    @classmethod
+    def _check_prefix(cls, value: str) -> str:
+        check_excluded_path(value)
+        if value == "/":
+            raise ValueError("is the root; name a segment: /tenants")
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _check_level(cls, value: str | None) -> str | None:
+        if value is not None and value.upper() not in _LOG_LEVELS:
+            raise ValueError(f"is none of {', '.join(_LOG_LEVELS)}")
+        return None if value is None else value.upper()
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if "subdomain" in self.resolution_strategy and self.domain_suffix is None:
+            raise ValueError(
+                "TENANCY_DOMAIN_SUFFIX is missing: the subdomain resolver needs the base domain"
+            )
+        try:
+            for plan in (None, *self.plans):
+                self._plan_limit(plan)
+        except ValueError as error:
+            raise ValueError(
+                f"TENANCY_RATE_LIMIT_BURST, or a plan's burst, does not fit its limit: {error}"
+            ) from None
+        return self
+
+    def _refuse_later(self) -> None:
+        wanted = [
+            f"{PREFIX}{name.upper()} is set, and {LATER[name]} is not part of this version. "
+            "Remove the setting."
+            for name in self.FLAT
+            if name in LATER and name in self.model_fields_set
+        ]
+        if wanted:
+            raise ConfigurationError("\n".join(wanted))
+
+    # -- what follows from the settings --------------------------------------------------------
+
+    @property
+    def dialect(self) -> str:
+        """SQLAlchemy dialect of ``database_url``: ``sqlite``, ``postgresql``, ``mysql`` …"""
+        return dialect_of(self.database_url.get_secret_value())
+
+    @property
+    def control_url(self) -> str:
+        """URL of the tenant store, with its password. Never print it."""
+        return (self.control_database_url or self.database_url).get_secret_value()
+
+    @property
+    def isolation_name(self) -> str:
+        """Name of the isolation strategy, with the default of the dialect."""
+        if self.isolation_strategy is not None:
+            return self.isolation_strategy
+        return "database" if self.dialect == "sqlite" else "schema"
+
+    @property
+    def connection_ceiling(self) -> int:
+        """Most connections that the process opens, the tenant store's included."""
+        if self.max_database_connections is not None:
+            return self.max_database_connections
+        return max(2, self.database_pool_size + self.database_max_overflow)
+
+    def rate_limit(self, tenant: Tenant) -> RateLimit:
+        """Return the limit of a tenant: its own, else its plan's, else the flat settings'."""
+        own = tenant.limits
+        plan = self._plan_limit(tenant.plan)
+        if not own:
+            return plan
+        count = own.get("rate_limit_per_minute", plan.count)
+        burst = own.get("rate_limit_burst", 0 if count != plan.count else plan.burst)
+        return RateLimit(count, self.rate_limit_window_seconds, burst)
+
+    def _plan_limit(self, name: str | None) -> RateLimit:
+        plan = self.plans.get(name) if name is not None else None
+        count = plan and plan.rate_limit_per_minute
+        burst = plan and plan.rate_limit_burst
+        if count is None and burst is None:
+            burst = self.rate_limit_burst
+        return RateLimit(
+            count or self.rate_limit_per_minute, self.rate_limit_window_seconds, burst or 0
+        )
+
+    # -- the environment it came from ----------------------------------------------------------
+
+    @property
+    def environment(self) -> Environment:
+        """The variables that :meth:`from_env` read; empty for a constructed configuration."""
+        return self._environment
+
+    def section(self, name: str, model: type[SectionT]) -> SectionT:
+        """Return a plugin's settings.
+
+        Args:
+            name: Of the section: ``sqlite`` reads ``TENANCY_SQLITE_*``.
+            model: A pydantic model that forbids what it does not know.
+
+        Raises:
+            ConfigurationError: As the constructor.
+        """
+        values: dict[str, Any] = {}
+        for field in model.model_fields:
+            value = self._environment.get(f"{PREFIX}{name.upper()}_{field.upper()}")
+            if value is not None:
+                values[field] = value
+        given: Mapping[str, Any] = self.sections.get(name, {})
+        for key in given:
+            if key not in model.model_fields:
+                meant = near_miss(key, model.model_fields)
+                raise ConfigurationError(
+                    f"The section {name!r} has no setting {key!r}; it has "
+                    f"{', '.join(sorted(model.model_fields))}."
+                    + (f" Did you mean {meant!r}?" if meant else "")
+                )
+        try:
+            return model(**{**values, **given})
+        except ValidationError as error:
+            raise ConfigurationError(
+                _explain(error, model, prefix=f"{PREFIX}{name.upper()}_")
+            ) from None
+
+
+def check_excluded_path(path: str) -> None:
+    """Refuse a path that could never match. ``/`` is allowed and matches itself only.
+
+    Raises:
+        ValueError: It does not start with a slash, ends with one, or has empty, dotted or
+            percent-encoded segments, a query or a space.
+    """
+    if path == "/":
+        return
+    segments = path.split("/")[1:]
+    if not path.startswith("/") or not segments or not all(segments):
+        raise ValueError("holds something that is no path; write it like /health")
+    if any(segment in {".", ".."} for segment in segments) or any(
+        char in path for char in "%?#* \t\\"
+    ):
+        raise ValueError("holds a path with dots, escapes, wildcards or a query; write plain segments")
+
+
+def _explain(error: ValidationError, model: type[BaseModel], *, prefix: str = PREFIX) -> str:
+    """Say for each setting what is wrong, what is allowed and what to do, without its value."""
+    lines: list[str] = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        location = [str(part) for part in problem["loc"]]
+        name = location[0] if location else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        variable = prefix + name.upper()
+        if problem["type"] == "missing":
+            lines.append(
+                f"{variable} is missing. Set the variable, or pass {name}=…"
+                + (
+                    ", for instance sqlite+aiosqlite:///./data/control.db."
+                    if name == "database_url"
+                    else "."
+                )
+            )
+        elif problem["type"] == "extra_forbidden" and len(location) == 1:
+            meant = near_miss(name, model.model_fields)
+            lines.append(
+                f"There is no setting {name!r}." + (f" Did you mean {meant!r}?" if meant else "")
+            )
+        elif not name:
+            lines.append(message + ".")
+        elif problem["type"] == "value_error":
+            inner = "".join(f", {part}" for part in location[1:] if not part.isdigit())
+            lines.append(f"{variable}{inner} {message}.")
+        else:
+            inner = "".join(f", {part}" for part in location[1:])
+            lines.append(f"{variable}{inner} is not valid: {message}.")
+    return "\n".join(dict.fromkeys(lines))
+
+
+_LABEL: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+_FORBIDDEN_HEADERS: Final = frozenset(
+    {"host", "authorization", "cookie", "forwarded", "x-forwarded-host", "x-forwarded-for"}
+)
+_SECRETS: Final = frozenset(
+    {
+        "database_url",
+        "control_database_url",
+        "database_url_template",
+        "jwt_secret",
+        "redis_url",
+        "encryption_keys",
+        "signing_keys",
+    }
+)
+TenancyConfig.FLAT = tuple(name for name in TenancyConfig.model_fields if name != "sections")

@@ -1,0 +1,533 @@
+"""The contract between the core and everybody else: Protocols and the values they exchange.
+
+A plugin implements one of the Protocols; it need not inherit from it. SQLAlchemy appears in
+annotations only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
+
+from tenancy_core.errors import InvalidIdentifier
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+    from tenancy_core.tenant import Tenant, TenantStatus
+
+__all__ = [
+    "AuditEvent",
+    "AuditSink",
+    "CacheBackend",
+    "Change",
+    "Check",
+    "Command",
+    "Connection",
+    "Finding",
+    "IsolationStrategy",
+    "JournalStep",
+    "Membership",
+    "Observer",
+    "OpenAPISource",
+    "RateLimit",
+    "RateLimitDecision",
+    "RateLimiter",
+    "Resolver",
+    "Severity",
+    "StoreTransaction",
+    "TenantClaim",
+    "TenantPage",
+    "TenantStore",
+]
+
+
+# -- resolution --------------------------------------------------------------------------------
+
+
+class Connection:
+    """A read-only view of an ASGI connection, cheap to make: it decodes only what is asked for.
+
+    Attributes:
+        scope: The ASGI scope. Resolvers read it and never write to it.
+    """
+
+    __slots__ = ("scope",)
+
+    def __init__(self, scope: MutableMapping[str, Any]) -> None:
+        self.scope = scope
+
+    @property
+    def kind(self) -> str:
+        """``http`` or ``websocket``."""
+        kind: str = self.scope["type"]
+        return kind
+
+    @property
+    def client_address(self) -> str | None:
+        """Address of the peer (not of a forwarded client), or None for a Unix socket."""
+        client = self.scope.get("client")
+        return client[0] if client else None
+
+    @property
+    def raw_path(self) -> bytes:
+        """The percent-encoded path below the application's ``root_path``, without the query.
+
+        Servers disagree on whether ``raw_path`` includes ``root_path``: it is taken off where it
+        is a whole-segment prefix.
+        """
+        raw: bytes | None = self.scope.get("raw_path")
+        if raw is None:
+            raw = quote(self.scope["path"], safe="/%:@!$&'()*+,;=~-._").encode("ascii")
+        root = self.scope.get("root_path", "").rstrip("/").encode()
+        if root and raw.startswith(root) and raw[len(root) : len(root) + 1] in (b"", b"/"):
+            raw = raw[len(root) :] or b"/"
+        return raw.partition(b"?")[0]
+
+    def headers(self, name: bytes) -> list[bytes]:
+        """Return all values of a header, in order, stripped of spaces and tabs.
+
+        Args:
+            name: Lower-case name, as in the ASGI scope.
+        """
+        return [value.strip(b" \t") for key, value in self.scope["headers"] if key == name]
+
+    def header(self, name: bytes) -> str | None:
+        """Return the one value of a header, or None if it is absent.
+
+        Args:
+            name: Lower-case name, as in the ASGI scope.
+
+        Raises:
+            InvalidIdentifier: The header is there twice, or is not ASCII. Which one an
+                application would believe differs between frameworks, so neither is believed.
+        """
+        values = self.headers(name)
+        if not values:
+            return None
+        if len(values) > 1:
+            raise InvalidIdentifier("A header that names the tenant is there more than once.")
+        try:
+            return values[0].decode("ascii")
+        except UnicodeDecodeError:
+            raise InvalidIdentifier("A header that names the tenant is not ASCII.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantClaim:
+    """What a resolver found.
+
+    Attributes:
+        identifier: The tenant's identifier, as the request says it.
+        source: Where it came from: ``header``, ``subdomain``, ``path``, ``jwt`` …
+        verified: Whether the source proves it (a signed token), or merely says so (a header).
+    """
+
+    identifier: str
+    source: str
+    verified: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAPISource:
+    """How a resolver's source looks in an OpenAPI document; set one of the three.
+
+    A resolver that has an attribute ``openapi`` of this type is described in the document of the
+    application.
+
+    Attributes:
+        parameter: A parameter object, for a header or a query parameter.
+        security: The name and the object of a security scheme, for a token.
+        server: A server object, for a host.
+    """
+
+    parameter: Mapping[str, Any] | None = None
+    security: tuple[str, Mapping[str, Any]] | None = None
+    server: Mapping[str, Any] | None = None
+
+
+class Resolver(Protocol):
+    """Says which tenant a connection is for."""
+
+    async def resolve(self, connection: Connection, /) -> TenantClaim | None:
+        """Return the claim, or None if this source says nothing.
+
+        Raises:
+            RequestRefused: The source says something malformed, ambiguous or unproven.
+        """
+        ...
+
+
+class Membership(Protocol):
+    """The application's own answer to: may this connection act for this tenant?"""
+
+    async def __call__(self, connection: Connection, tenant: Tenant, claim: TenantClaim, /) -> bool:
+        """Return whether the connection belongs to a member of the tenant."""
+        ...
+
+
+# -- isolation ---------------------------------------------------------------------------------
+
+
+class IsolationStrategy(Protocol):
+    """Hands out database sessions that reach one tenant's data and no other's."""
+
+    def session(
+        self, tenant: Tenant, /, *, read_only: bool = False
+    ) -> AbstractAsyncContextManager[AsyncSession]:
+        """Open one transaction as this tenant: commit on success, roll back on an exception."""
+        ...
+
+    def connection(
+        self, tenant: Tenant, /, *, read_only: bool = False
+    ) -> AbstractAsyncContextManager[AsyncConnection]:
+        """As :meth:`session`, one level down."""
+        ...
+
+    async def provision(self, tenant: Tenant, /) -> None:
+        """Make the place for the tenant's data. Idempotent: a second call completes the first."""
+        ...
+
+    async def exists(self, tenant: Tenant, /) -> bool:
+        """Whether the place is there and complete."""
+        ...
+
+    async def destroy(self, tenant: Tenant, /) -> None:
+        """Remove the place and all data in it. Idempotent."""
+        ...
+
+
+# -- cache -------------------------------------------------------------------------------------
+
+
+class CacheBackend(Protocol):
+    """A cache that several processes may share, and the bus that tells them what to forget.
+
+    Keys are ASCII. Values are opaque bytes: what a backend returns is checked by the caller.
+    """
+
+    async def get(self, key: str, /) -> bytes | None:
+        """Return the value, or None if it is absent or has expired."""
+        ...
+
+    async def set(self, key: str, value: bytes, /, *, ttl: float) -> None:
+        """Keep the value for at most ``ttl`` seconds."""
+        ...
+
+    async def delete(self, key: str, /) -> None:
+        """Forget the value. No error if it is absent."""
+        ...
+
+    async def generation(self, *, bump: bool = False) -> int:
+        """Return the generation that is part of every key; ``bump`` makes all old keys unread."""
+        ...
+
+    async def publish(self, message: str, /) -> None:
+        """Tell every subscriber, in every process."""
+        ...
+
+    def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Iterate over what is published from now on."""
+        ...
+
+
+# -- limits ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most ``count`` accepted hits in any half-open window of ``window`` seconds.
+
+    ``burst`` hits may come at once; the sustained rate is ``(count - burst) / window``. That is
+    the price of never exceeding ``count`` in *any* window, wherever it starts.
+
+    Attributes:
+        count: N, at least 1.
+        window: W, in seconds, above 0.
+        burst: B, from 1 to N - 1 (1 where N is 1); by default N // 5, at least 1.
+    """
+
+    count: int
+    window: float = 60.0
+    burst: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError("A rate limit's count is at least 1.")
+        if not self.window > 0:
+            raise ValueError("A rate limit's window is above 0 seconds.")
+        if self.burst == 0:
+            object.__setattr__(self, "burst", max(1, self.count // 5))
+        if not 1 <= self.burst <= max(1, self.count - 1):
+            raise ValueError("A rate limit's burst is from 1 to count - 1.")
+
+    @property
+    def interval(self) -> float:
+        """Emission interval T = W / (N - B), in seconds."""
+        return self.window / max(1, self.count - self.burst)
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitDecision:
+    """The answer to a hit.
+
+    Attributes:
+        allowed: Whether the hit is accepted.
+        limit: The limit that was applied.
+        remaining: Hits that would be accepted right now.
+        retry_after: Seconds until a hit of the same cost is accepted; 0 when allowed.
+        reset_after: Seconds until the whole burst is free again.
+    """
+
+    allowed: bool
+    limit: RateLimit
+    remaining: int
+    retry_after: float
+    reset_after: float
+
+
+class RateLimiter(Protocol):
+    """Counts hits per key, exactly."""
+
+    async def hit(self, key: str, limit: RateLimit, /, *, cost: int = 1) -> RateLimitDecision:
+        """Count ``cost`` hits under ``key``, all or none."""
+        ...
+
+
+# -- the store ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TenantPage:
+    """One page of tenants, in the order of their identifiers.
+
+    Attributes:
+        items: The tenants of this page.
+        next: Pass it as ``after`` for the next page; None on the last one.
+    """
+
+    items: tuple[Tenant, ...]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """Something that was done to or as a tenant.
+
+    Attributes:
+        action: Dotted name, such as ``tenant.suspended``.
+        tenant_id: Whom it concerns.
+        actor: Who did it, as the application names people; None where nobody was named.
+        reason: Why, in the actor's words.
+        details: JSON values, without personal data and secrets.
+        occurred_at: Aware, UTC.
+        sequence: Position in the tenant's own, gap-free log, from 1; 0 until it is stored.
+    """
+
+    action: str
+    tenant_id: UUID
+    occurred_at: datetime
+    actor: str | None = None
+    reason: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An entry of the change sequence that every process follows.
+
+    Attributes:
+        sequence: Increases by one with every change, in commit order.
+        tenant_id: Whose cached record is out of date.
+    """
+
+    sequence: int
+    tenant_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStep:
+    """A finished step of an operation that can be killed and resumed.
+
+    Attributes:
+        operation: For instance ``create``.
+        step: For instance ``provisioned``.
+    """
+
+    operation: str
+    step: str
+
+
+class StoreTransaction(Protocol):
+    """Everything that is written together or not at all."""
+
+    async def create(self, tenant: Tenant, /) -> None:
+        """Insert a tenant.
+
+        Raises:
+            TenantExists: The identifier or the id is taken.
+            IdentifierCollision: The placement is another tenant's.
+        """
+        ...
+
+    async def update(self, tenant: Tenant, /, *, expected_version: int) -> None:
+        """Replace the record whose version is ``expected_version``.
+
+        Raises:
+            VersionConflict: Somebody else changed it first.
+        """
+        ...
+
+    async def delete(self, tenant_id: UUID, /) -> None:
+        """Remove the record and its secrets. No error if it is absent."""
+        ...
+
+    async def append_audit(self, event: AuditEvent, /) -> AuditEvent:
+        """Append to the tenant's log; returns the event with its sequence."""
+        ...
+
+    async def journal(self, tenant_id: UUID, step: JournalStep, /) -> None:
+        """Note that a step is finished. Idempotent."""
+        ...
+
+    async def journaled(self, tenant_id: UUID, operation: str, /) -> Sequence[str]:
+        """Return the steps of an operation that are finished, oldest first."""
+        ...
+
+    async def enqueue(self, tenant_id: UUID, /) -> int:
+        """Put a change of this tenant into the change sequence; returns its number."""
+        ...
+
+
+class TenantStore(Protocol):
+    """The durable truth about tenants."""
+
+    async def get_by_identifier(self, identifier: str, /) -> Tenant | None:
+        """Return the tenant that has this identifier and is not erased."""
+        ...
+
+    async def get(self, tenant_id: UUID, /) -> Tenant | None:
+        """Return the tenant with this id, whatever its status."""
+        ...
+
+    async def list(
+        self,
+        *,
+        status: TenantStatus | None = None,
+        plan: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> TenantPage:
+        """Return a page in the order of identifiers, by keyset."""
+        ...
+
+    async def get_secret(self, tenant_id: UUID, name: str, /) -> bytes | None:
+        """Return a stored (encrypted) secret of a tenant."""
+        ...
+
+    async def audit(
+        self, tenant_id: UUID, /, *, after: int = 0, limit: int = 100
+    ) -> Sequence[AuditEvent]:
+        """Return a tenant's log in order, from the event behind sequence ``after``."""
+        ...
+
+    async def changes(self, *, after: int, limit: int = 1000) -> Sequence[Change]:
+        """Return what changed behind the number ``after``, in order."""
+        ...
+
+    async def last_change(self) -> int:
+        """Return the number of the newest change; 0 if there was none."""
+        ...
+
+    def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
+        """Open one transaction; it commits on leaving without an exception."""
+        ...
+
+
+# -- listeners ---------------------------------------------------------------------------------
+
+
+class Observer(Protocol):
+    """What metrics and tracing listen to. Isolated, timed, and never fatal to a request."""
+
+    def refused(self, code: str, status: int, tenant: Tenant | None, /) -> None:
+        """A request was refused. ``tenant`` is None unless it was resolved."""
+        ...
+
+    def changed(self, tenant: Tenant, action: str, /) -> None:
+        """This process changed a tenant; the change is committed."""
+        ...
+
+
+class AuditSink(Protocol):
+    """A secondary place for audit events. The store is the first; sinks are fed after commit."""
+
+    async def write(self, event: AuditEvent, /) -> None:
+        """Keep the event. An exception is logged and never undoes what was done."""
+        ...
+
+
+# -- checks and commands -----------------------------------------------------------------------
+
+
+class Severity(StrEnum):
+    """How bad a finding is: an ``error`` breaks the promise, a ``warning`` weakens it."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that the production checklist found.
+
+    Attributes:
+        check: Name of the check.
+        severity: See :class:`Severity`.
+        message: What is wrong, without secrets.
+        remedy: What to do.
+    """
+
+    check: str
+    severity: Severity
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One item of the production checklist.
+
+    Attributes:
+        name: Dotted, starting with the distribution's short name: ``sqlite.root-writable``.
+        title: What holds when it passes.
+        run: Given the open ``Tenancy``, returns what it found; nothing means passed.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Any], Awaitable[Sequence[Finding]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that a plugin adds to the ``tenancy`` command line.
+
+    Attributes:
+        name: As typed.
+        help: One line.
+        run: Given the open ``Tenancy`` and the remaining arguments, returns the exit status.
+    """
+
+    name: str
+    help: str
+    run: Callable[[Any, Sequence[str]], Awaitable[int]]

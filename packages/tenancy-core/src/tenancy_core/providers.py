@@ -1,0 +1,69 @@
+"""How a plugin offers a product, and what it is given to build it with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import MetaData
+
+    from tenancy_core.config import TenancyConfig
+    from tenancy_core.contract import TenantStore
+    from tenancy_core.sql.budget import ConnectionBudget
+
+__all__ = ["BuildContext", "Provider", "Section"]
+
+SectionT = TypeVar("SectionT")
+ProductT_co = TypeVar("ProductT_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Section(Generic[SectionT]):
+    """A plugin's own settings: ``TENANCY_<NAME>_<FIELD>``.
+
+    Attributes:
+        name: Lower-case, for instance ``sqlite`` for ``TENANCY_SQLITE_ROOT``.
+        model: A pydantic model; each of its fields is one variable.
+    """
+
+    name: str
+    model: type[SectionT]
+
+
+@dataclass(frozen=True, slots=True)
+class Provider(Generic[SectionT, ProductT_co]):
+    """One product under one name.
+
+    Attributes:
+        name: What the settings say to select it.
+        build: Makes the product: synchronous, no I/O, imports the driver. Its second argument is
+            the validated section, or None where there is none.
+        section: The plugin's settings, or None.
+        dialects: SQLAlchemy dialect names an isolation strategy is for; empty means any.
+    """
+
+    name: str
+    build: Callable[[BuildContext, Any], ProductT_co]
+    section: Section[SectionT] | None = None
+    dialects: frozenset[str] = field(default=frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class BuildContext:
+    """What the core hands to a provider's ``build``.
+
+    Attributes:
+        config: The validated settings.
+        metadata: The application's tables, created when a tenant is provisioned; None if the
+            application creates them itself.
+        connections: The process's one ceiling on database connections.
+        store: The tenant store; None while the store itself is being built.
+    """
+
+    config: TenancyConfig
+    metadata: MetaData | None
+    connections: ConnectionBudget
+    store: TenantStore | None = None

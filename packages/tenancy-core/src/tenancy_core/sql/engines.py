@@ -1,0 +1,159 @@
+"""Engines: how one is made, and the bounded set of those that tenants use."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from tenancy_core.errors import BackendUnavailable
+from tenancy_core.sql.pool import BudgetedPool, PoolShare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from sqlalchemy import URL
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from tenancy_core.config import TenancyConfig
+    from tenancy_core.sql.budget import ConnectionBudget
+
+__all__ = ["EngineCache", "EngineLease", "make_engine"]
+
+_HIDDEN: Final = True
+
+
+def make_engine(
+    url: URL | str,
+    config: TenancyConfig,
+    budget: ConnectionBudget,
+    *,
+    control: bool = False,
+    **options: Any,
+) -> AsyncEngine:
+    """Make an engine whose connections count towards the process's ceiling.
+
+    Args:
+        url: Of the database.
+        config: Gives the pool settings and ``database_echo``.
+        budget: The ceiling.
+        control: Whether it serves the control plane.
+        **options: Passed on to ``create_async_engine``.
+    """
+    return create_async_engine(
+        url,
+        poolclass=BudgetedPool,
+        share=PoolShare(
+            budget,
+            size=config.database_pool_size,
+            most=config.database_pool_size + config.database_max_overflow,
+            timeout=config.database_pool_timeout,
+            control=control,
+        ),
+        pool_recycle=config.database_pool_recycle,
+        pool_pre_ping=config.database_pool_pre_ping,
+        echo=config.database_echo,
+        hide_parameters=_HIDDEN,
+        **options,
+    )
+
+
+class EngineLease:
+    """An engine in use: it is not evicted before the ``async with`` block is left."""
+
+    __slots__ = ("_cache", "_entry")
+
+    def __init__(self, cache: EngineCache, entry: _Entry) -> None:
+        self._cache = cache
+        self._entry = entry
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine."""
+        return self._entry.engine
+
+    async def release(self) -> None:
+        """Give the engine back. Call it once."""
+        self._entry.users -= 1
+        await self._cache.shrink()
+
+
+class _Entry:
+    __slots__ = ("engine", "users")
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self.users = 0
+
+
+class EngineCache:
+    """Engines by key, least recently used first, at most ``size`` of them while they are idle.
+
+    An engine in use is never evicted: with more tenants at once than ``size`` the cache grows
+    for as long as they are busy, and shrinks when they are done. Making an engine does no I/O and
+    does not await, so a hundred first requests of one tenant make one engine.
+
+    Args:
+        make: Makes the engine of a key.
+        size: The setting ``max_cached_engines``.
+    """
+
+    __slots__ = ("_closed", "_entries", "_make", "_size")
+
+    def __init__(self, make: Callable[[str], AsyncEngine], size: int) -> None:
+        self._make = make
+        self._size = size
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def lease(self, key: str) -> EngineLease:
+        """Return the engine of a key, making it if need be; release it after use.
+
+        Raises:
+            BackendUnavailable: The cache is closed.
+        """
+        if self._closed:
+            raise BackendUnavailable("The database engines are closed.")
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = _Entry(self._make(key))
+        else:
+            self._entries.move_to_end(key)
+        entry.users += 1
+        return EngineLease(self, entry)
+
+    async def shrink(self) -> None:
+        """Dispose of idle engines, oldest first, while there are more than ``size``."""
+        while len(self._entries) > self._size:
+            key = next((key for key, entry in self._entries.items() if not entry.users), None)
+            if key is None:
+                return
+            await self._entries.pop(key).engine.dispose()
+
+    async def discard(self, key: str) -> None:
+        """Dispose of the engine of a key; connections in use are closed when they come back."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            await entry.engine.dispose()
+
+    async def __aenter__(self) -> EngineCache:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closed = True
+        while self._entries:
+            _, entry = self._entries.popitem()
+            await entry.engine.dispose()

@@ -1,0 +1,92 @@
+"""Real transactions on SQLite, for the tenant store and for tenants' files alike.
+
+Python's ``sqlite3`` by default begins a transaction only before a write, so that reads before it
+see another state, and DDL is not part of it. Here every SQLAlchemy transaction is one SQLite
+transaction: ``BEGIN IMMEDIATE`` by default, because a transaction that begins as a reader and then
+writes fails with ``SQLITE_BUSY`` as soon as somebody else wrote in between, without waiting
+(https://www.sqlite.org/lang_transaction.html, section 2.2); and ``BEGIN`` under the execution
+option ``tenancy_read_only``, where any write is refused.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import URL, event
+
+from tenancy_core.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Connection
+    from sqlalchemy.engine import ExceptionContext
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["READ_ONLY", "begin_transactions", "configure_connections", "connect_args", "file_url", "report_unavailable"]
+
+READ_ONLY: Final = "tenancy_read_only"
+"""Execution option: the transaction only reads."""
+
+_QUERY_ONLY: Final = "tenancy_query_only"
+
+_UNAVAILABLE: Final = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+)
+
+
+def file_url(path: Path) -> URL:
+    """Return the URL of a database file; nothing in the path is ever parsed as URL syntax."""
+    return URL.create("sqlite+aiosqlite", database=str(path))
+
+
+def connect_args(busy_timeout: float) -> dict[str, Any]:
+    """Return arguments for ``sqlite3.connect``.
+
+    Args:
+        busy_timeout: Seconds to wait for another process's write.
+    """
+    # isolation_level=None leaves BEGIN and COMMIT to the events below. Without uri=True a file
+    # name that looks like a URI is just a file name.
+    return {"isolation_level": None, "timeout": busy_timeout, "uri": False}
+
+
+def configure_connections(engine: AsyncEngine) -> None:
+    """Set up every new connection of an engine: WAL, flushed commits, checked foreign keys."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _configure(dbapi_connection: Any, _record: object) -> None:  # noqa: ANN401 - DBAPI
+        cursor = dbapi_connection.cursor()
+        try:
+            # WAL: readers do not wait for the writer, nor the writer for them.
+            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute("PRAGMA synchronous = FULL")
+            cursor.execute("PRAGMA foreign_keys = ON")
+        finally:
+            cursor.close()
+
+
+def report_unavailable(engine: AsyncEngine) -> None:
+    """Turn "the file cannot be used right now" into ``BackendUnavailable``."""
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def _translate(context: ExceptionContext) -> None:
+        error = context.original_exception
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is not None and code & 0xFF in _UNAVAILABLE:
+            name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
+            raise BackendUnavailable(f"The database file cannot be used now ({name}).") from error
+
+
+def begin_transactions(engine: AsyncEngine) -> None:
+    """Make every SQLAlchemy transaction of an engine one SQLite transaction from its start."""
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Connection) -> None:
+        reads = bool(connection.get_execution_options().get(READ_ONLY))
+        # query_only outlives the transaction on this connection, so it is set back when needed.
+        if reads != bool(connection.info.get(_QUERY_ONLY)):
+            connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if reads else 'OFF'}")
+            connection.info[_QUERY_ONLY] = reads
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -1,0 +1,132 @@
+"""The control tables: where the store keeps tenants. No tenant session ever reaches them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    Uuid,
+)
+from sqlalchemy.types import JSON, TypeDecorator
+
+if TYPE_CHECKING:
+    from sqlalchemy import Dialect
+
+__all__ = ["METADATA", "audit_log", "changes", "counters", "journal", "secrets", "tenants"]
+
+
+class _UtcDateTime(TypeDecorator[Any]):
+    """An aware UTC timestamp, also where the database keeps none (SQLite, MySQL)."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:  # noqa: ANN401 - SQLAlchemy's signature
+        if dialect.name == "mysql":
+            from sqlalchemy.dialects.mysql import DATETIME  # noqa: PLC0415 - only where it is used
+
+            return dialect.type_descriptor(DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime(timezone=dialect.name == "postgresql"))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        utc = value.astimezone(UTC)
+        return utc if dialect.name == "postgresql" else utc.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+METADATA: Final = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+tenants: Final = Table(
+    "tenancy_tenants",
+    METADATA,
+    Column("id", Uuid, primary_key=True),
+    # NULL once a tenant is erased: its identifier is free again, its row keeps only the id.
+    Column("identifier", String(48), unique=True),
+    Column("name", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("plan", String(64)),
+    Column("limits", JSON, nullable=False),
+    Column("isolation", String(32), nullable=False),
+    Column("placement_server", String(64), nullable=False),
+    Column("placement_name", String(63), nullable=False, unique=True),
+    Column("metadata", JSON, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("created_at", _UtcDateTime, nullable=False),
+    Column("updated_at", _UtcDateTime, nullable=False),
+    # Head of the tenant's own audit log: locking this row keeps the sequence free of gaps.
+    Column("audit_sequence", BigInteger, nullable=False, default=0),
+    Index(None, "status", "identifier"),
+    Index(None, "plan", "identifier"),
+)
+
+secrets: Final = Table(
+    "tenancy_secrets",
+    METADATA,
+    Column("tenant_id", Uuid, ForeignKey("tenancy_tenants.id"), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)
+
+audit_log: Final = Table(
+    "tenancy_audit",
+    METADATA,
+    # No foreign key: the log outlives the tenant.
+    Column("tenant_id", Uuid, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("action", String(64), nullable=False),
+    Column("actor", Text),
+    Column("reason", Text),
+    Column("details", JSON, nullable=False),
+    Column("occurred_at", _UtcDateTime, nullable=False),
+)
+
+journal: Final = Table(
+    "tenancy_journal",
+    METADATA,
+    Column("tenant_id", Uuid, primary_key=True),
+    Column("operation", String(32), primary_key=True),
+    Column("step", String(64), primary_key=True),
+    Column("position", Integer, nullable=False),
+)
+
+changes: Final = Table(
+    "tenancy_changes",
+    METADATA,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Uuid, nullable=False),
+)
+
+# One row per sequence, incremented inside the transaction that uses the number: its row lock makes
+# commits happen in the order of their numbers, so that a follower never misses a late one. (An
+# autoincrement column gives numbers before the commit, and a follower would skip them.)
+counters: Final = Table(
+    "tenancy_counters",
+    METADATA,
+    Column("name", String(32), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)

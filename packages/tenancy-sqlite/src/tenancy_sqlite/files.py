@@ -1,0 +1,126 @@
+"""Tenants' files: where they are, and a connection that can leave its own in no direction."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sqlite3
+from typing import TYPE_CHECKING, Any, Final
+
+from tenancy_core.errors import IsolationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["APPLICATION_ID", "TenantFiles"]
+
+APPLICATION_ID: Final = 0x74656E61
+"""``tena``: written into the file's header when provisioning is complete. A file without it is
+half-made, or was never made by this package."""
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_SIDE_FILES: Final = ("", "-wal", "-shm", "-journal")
+
+
+class TenantFiles:
+    """The folder of the tenants' files. All methods block; call them in a thread.
+
+    Args:
+        root: The folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def prepare(self) -> None:
+        """Make the folder, readable by this user only if it is new, and fix where it really is."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._root = self._root.resolve(strict=True)
+
+    def path(self, name: str) -> Path:
+        """Return the path for a derived name.
+
+        Raises:
+            IsolationError: The name is none that this project derives.
+        """
+        if _NAME.fullmatch(name) is None:
+            raise IsolationError("That is no derived name of a tenant's database.")
+        return self._root / f"{name}.db"
+
+    def check_inside(self, path: Path) -> None:
+        """Refuse a path that is a link, or that does not stay in the folder.
+
+        Raises:
+            IsolationError: It leads elsewhere; another tenant's file may be there.
+        """
+        if path.is_symlink() or path.resolve().parent != self._root:
+            raise IsolationError(f"{path.name} is a link or lies outside of the tenants' folder.")
+
+    def create(self, name: str) -> None:
+        """Make an empty file if there is none.
+
+        Raises:
+            IsolationError: Something else is in its place.
+        """
+        path = self.path(name)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        self.check_inside(path)
+
+    def is_complete(self, name: str) -> bool:
+        """Whether the file is there and provisioning was finished."""
+        path = self.path(name)
+        if not path.is_file():
+            return False
+        self.check_inside(path)
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        return bool(application_id == APPLICATION_ID)
+
+    def remove(self, name: str) -> None:
+        """Remove the file and what SQLite keeps beside it. No error if it is gone."""
+        path = self.path(name)
+        for suffix in reversed(_SIDE_FILES):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+    def connection_class(self, *, synchronous: str, complete: bool) -> type[sqlite3.Connection]:
+        """Return a connection class that guards what it opens.
+
+        ``sqlite3.connect`` runs in the driver's worker thread and builds it there, so the checks
+        cost the event loop nothing.
+
+        Args:
+            synchronous: ``full`` or ``normal``.
+            complete: Whether the file must have been provisioned; false while provisioning.
+        """
+        files = self
+
+        class TenantConnection(sqlite3.Connection):
+            """Opens one tenant's existing file; attaches nothing."""
+
+            def __init__(self, database: str, *args: Any, **options: Any) -> None:
+                path = files.path(os.path.basename(database).removesuffix(".db"))
+                files.check_inside(path)
+                if not path.is_file():
+                    # sqlite3 would make an empty database: a tenant without data, silently.
+                    raise IsolationError(f"The database {path.name} of the tenant is missing.")
+                super().__init__(str(path), *args, **options)
+                try:
+                    # ATTACH (and VACUUM INTO, which attaches) would reach any file of the process.
+                    self.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+                    if complete:
+                        self._require_complete(path.name)
+                    self.execute("PRAGMA journal_mode = WAL")
+                    self.execute(f"PRAGMA synchronous = {synchronous}")
+                    self.execute("PRAGMA foreign_keys = ON")
+                except BaseException:
+                    self.close()
+                    raise
+
+            def _require_complete(self, name: str) -> None:
+                (application_id,) = self.execute("PRAGMA application_id").fetchone()
+                if application_id != APPLICATION_ID:
+                    raise IsolationError(f"The database {name} of the tenant is not complete.")
+
+        return TenantConnection
