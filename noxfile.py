@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 
 import nox
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 DATABASES = {"sqlite": "tenancy-sqlite"}
@@ -29,6 +31,7 @@ ROOT = Path(__file__).parent
 LOCK = ROOT / "requirements" / "dev.lock"
 BIN = Path(sys.executable).parent
 TYPED = ("packages/*/src", "examples", "noxfile.py", "tests/typing")
+BENCHMARKS = ("tests/bench/middleware.py",)
 SCRIPTS = ("dev", ".ci/run")
 WORKERS = ("-n", "2", "--dist", "loadgroup")
 
@@ -95,14 +98,16 @@ def install_editable(session: nox.Session, packages: tuple[str, ...] = PACKAGES)
     session.install("--quiet", "--no-deps", "--no-build-isolation", *editable)
 
 
-def name_of(requirement: str) -> str:
-    """Read the distribution's name out of a requirement."""
-    return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+def versions_in(lock: Path) -> dict[str, str]:
+    """Read name and version of everything that a lock file pins."""
+    return dict(re.findall(r"^([a-z0-9._-]+)==([^ \n]+)", lock.read_text(), re.MULTILINE))
 
 
-def locked_versions() -> dict[str, str]:
-    """Read name and version of everything that the lock pins."""
-    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", LOCK.read_text(), re.MULTILINE))
+def requirements_of(pyproject: Path) -> list[Requirement]:
+    """Read what a package says it depends on, extras included."""
+    project = nox.project.load_toml(pyproject)["project"]
+    extras = project.get("optional-dependencies", {}).values()
+    return [Requirement(line) for group in (project["dependencies"], *extras) for line in group]
 
 
 def run_all(session: nox.Session, *commands: tuple[str | Path, ...]) -> None:
@@ -181,36 +186,41 @@ def lowest(session: nox.Session) -> None:
     The test tools stay as locked. Where one of them needs more of a shared library than we do, the
     floor cannot be reached, and the session says so.
     """
-    tools = nox.project.dependency_groups(nox.project.load_toml(), "test")
-    stated = [
-        line
+    stated = {
+        requirement.name: requirement
         for name in PACKAGES
-        for line in nox.project.load_toml(f"packages/{name}/pyproject.toml")["project"][
-            "dependencies"
-        ]
+        for requirement in requirements_of(ROOT / "packages" / name / "pyproject.toml")
+        if requirement.name not in PACKAGES
+    }
+    tools = [
+        requirement.name
+        for line in nox.project.dependency_groups(nox.project.load_toml(), "test")
+        if (requirement := Requirement(line)).name not in stated
     ]
-    locked = locked_versions()
+    locked = versions_in(LOCK)
     folder = Path(tempfile.mkdtemp(dir=session.cache_dir))
-    (folder / "tools.in").write_text("\n".join(tools))
-    (folder / "tools.txt").write_text(
-        "".join(
-            f"{name}=={locked[name]}\n"
-            for name in sorted(set(map(name_of, tools)) - set(map(name_of, stated)))
-        )
-    )
+    (folder / "tools.in").write_text("".join(f"{tool}=={locked[tool]}\n" for tool in tools))
     compiled = folder / "lowest.txt"
     session.run_install(
         *("uv", "pip", "compile", "--quiet", "--no-header", "--resolution", "lowest-direct"),
-        *("--all-extras", "--constraints", folder / "tools.txt", "--output-file", compiled),
+        *("--all-extras", "--output-file", compiled, folder / "tools.in"),
         *(word for name in PACKAGES for word in ("--no-emit-package", name)),
         *(f"packages/{name}/pyproject.toml" for name in PACKAGES),
-        folder / "tools.in",
         external=True,
     )
     session.run_install("uv", "pip", "sync", "--quiet", compiled, external=True)
     session.install("--quiet", f"uv-build=={locked['uv-build']}")
     install_editable(session)
-    session.run("uv", "pip", "list", external=True)
+    chosen = versions_in(compiled)
+    for name, requirement in sorted(stated.items()):
+        floor = next(part.version for part in requirement.specifier if part.operator == ">=")
+        version = chosen.get(name)
+        if version is None:
+            session.log(f"{name} >= {floor}: not for this platform")
+        elif Version(version) == Version(floor):
+            session.log(f"{name} >= {floor}: tested")
+        else:
+            session.log(f"{name} >= {floor}: tested with {version}, for the test tools need that")
     session.run("python", "-m", "pytest", *WORKERS, *session.posargs)
 
 
@@ -291,24 +301,20 @@ def check_wheel(session: nox.Session, path: Path) -> None:
 
 @nox.session(venv_backend="none")
 def instructions(session: nox.Session) -> None:
-    """Count the instructions of the hot path. The script starts valgrind itself, case by case."""
-    if shutil.which("valgrind") is None:
-        session.error("valgrind is not installed")
-    script = ROOT / "tests" / "bench" / "count_instructions.py"
-    session.run(sys.executable, script, *session.posargs)
+    """Count the instructions of the hot path: the script runs itself under valgrind."""
+    session.run(sys.executable, "tests/bench/count_instructions.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks, tests/bench/bench_*.py, one after the other."""
-    scripts = sorted(ROOT.glob("tests/bench/bench_*.py"))
-    if not scripts:
-        session.error("there is no tests/bench/bench_*.py")
-    for script in scripts:
+    """Run the benchmarks, one after the other."""
+    for script in BENCHMARKS:
         session.run(sys.executable, script, *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def docs(session: nox.Session) -> None:
     """Build the documentation; a broken link is an error. ``-- serve`` shows it while writing."""
-    session.run(BIN / "mkdocs", *(session.posargs or ["build", "--strict", "--quiet"]))
+    session.env["NO_MKDOCS_2_WARNING"] = "1"  # news about a later version, at every start
+    # Not --quiet: it hides the warnings from --strict as well.
+    session.run(BIN / "mkdocs", *(session.posargs or ["build", "--strict"]))

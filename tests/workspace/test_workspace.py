@@ -93,6 +93,19 @@ def test_packages_pin_one_another_exactly() -> None:
     assert pins == {(who, whom): f"=={versions[whom]}" for who, whom in pins}
 
 
+def test_every_dependency_has_a_floor() -> None:
+    """What `nox -s lowest` tests."""
+    ours = {package.name for package in PACKAGES}
+    without = [
+        f"{package.name}: {requirement}"
+        for package in PACKAGES
+        for requirement in requirements(package)
+        if requirement.name not in ours
+        and [part.operator for part in requirement.specifier].count(">=") != 1
+    ]
+    assert without == []
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
 def test_a_package_is_complete(package: Path) -> None:
     module = package.name.replace("-", "_")

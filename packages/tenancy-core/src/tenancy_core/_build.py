@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import dataclass
 from time import monotonic
@@ -9,9 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tenancy_core._directory import ChangeFollower, Directory, L1Cache
 from tenancy_core._plugins import registry as kinds
+from tenancy_core._plugins.catalogue import DATABASES
 from tenancy_core._resolvers.chain import ChainResolver
 from tenancy_core._resolvers.guarded import GuardedResolver
 from tenancy_core.audit import AuditLog
+from tenancy_core.config import near_miss
+from tenancy_core.contract import (
+    AuditSink,
+    CacheBackend,
+    IsolationStrategy,
+    Observer,
+    RateLimiter,
+    Resolver,
+    TenantStore,
+)
 from tenancy_core.errors import ConfigurationError, TenancyError
 from tenancy_core.observe import Observers
 from tenancy_core.providers import BuildContext
@@ -25,21 +37,21 @@ if TYPE_CHECKING:
 
     from tenancy_core._plugins import Offer, Registry
     from tenancy_core.config import TenancyConfig
-    from tenancy_core.contract import (
-        AuditSink,
-        CacheBackend,
-        IsolationStrategy,
-        Observer,
-        RateLimiter,
-        Resolver,
-        TenantStore,
-    )
 
 __all__ = ["Given", "Parts", "build"]
 
 _log = logging.getLogger("tenancy")
 
-CORE: Final = "tenancy-core"
+_PROTOCOLS: Final[dict[str, type]] = {
+    kinds.RESOLVER: Resolver,
+    kinds.ISOLATION: IsolationStrategy,
+    kinds.CACHE: CacheBackend,
+    kinds.LIMITER: RateLimiter,
+    kinds.STORE: TenantStore,
+    kinds.OBSERVER: Observer,
+    kinds.AUDIT_SINK: AuditSink,
+}
+
 CUSTOM: Final = "custom"
 
 
@@ -88,19 +100,28 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
         ConfigurationError: Something is missing, unknown or does not fit.
     """
     _report_unread(config, registry)
+    _require_protocols(given)
+    # Asked for first: what a service without its database package lacks is that package, not the
+    # driver that the store would miss.
+    strategy = (
+        None
+        if given.isolation is not None
+        else registry.find_isolation(config.isolation_name, config.dialect)
+    )
     budget = ConnectionBudget(config.connection_ceiling)
     context = BuildContext(config, given.metadata, budget)
     store: TenantStore = given.store or _product(
-        registry.find(kinds.STORE, "sql", "The tenant store"), context
+        kinds.STORE, registry.find(kinds.STORE, "sql", "The tenant store"), context
     )
     context = BuildContext(config, given.metadata, budget, store)
-    isolation: IsolationStrategy = given.isolation or _product(
-        registry.find_isolation(config.isolation_name, config.dialect), context
+    isolation: IsolationStrategy = (
+        given.isolation if strategy is None else _product(kinds.ISOLATION, strategy, context)
     )
     resolver = _resolver(config, given, registry, context)
     shared: CacheBackend | None = None
     if config.cache_enabled:
         shared = given.cache_backend or _product(
+            kinds.CACHE,
             registry.find(kinds.CACHE, config.cache_backend or "memory", "TENANCY_CACHE_BACKEND"),
             context,
         )
@@ -112,6 +133,7 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
     limiter: RateLimiter | None = None
     if config.enable_rate_limiting:
         limiter = given.rate_limiter or _product(
+            kinds.LIMITER,
             registry.find(kinds.LIMITER, config.rate_limiter or "memory", "TENANCY_RATE_LIMITER"),
             context,
         )
@@ -120,10 +142,16 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
             "A rate limiter is chosen, and TENANCY_ENABLE_RATE_LIMITING is false. Set it to true, "
             "or leave the limiter out."
         )
-    installed = [_product(offer, context) for offer in registry.offers(kinds.OBSERVER)]
-    observers = Observers([*installed, *given.observers])
-    sinks = [_product(offer, context) for offer in registry.offers(kinds.AUDIT_SINK)]
-    audit = AuditLog(enabled=config.enable_audit_logging, sinks=[*sinks, *given.audit_sinks])
+    installed = [
+        _product(kinds.OBSERVER, offer, context) for offer in registry.offers(kinds.OBSERVER)
+    ]
+    installed += given.observers
+    observers = Observers(installed)
+    sinks = [
+        _product(kinds.AUDIT_SINK, offer, context) for offer in registry.offers(kinds.AUDIT_SINK)
+    ]
+    sinks += given.audit_sinks
+    audit = AuditLog(enabled=config.enable_audit_logging, sinks=sinks)
     l1 = L1Cache(config.l1_cache_max_size, config.l1_cache_ttl_seconds, given.clock)
     directory = Directory(
         store, l1, shared=shared, shared_ttl=config.cache_ttl, owner=owner
@@ -138,33 +166,80 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
         isolation=isolation,
         limiter=limiter,
         observers=observers,
-        observed=bool(installed or given.observers),
+        observed=bool(installed),
         audit=audit,
         tenants=TenantService(config, store, isolation, directory, audit, observers),
         connections=budget,
-        resources=tuple(product for product in products if hasattr(product, "__aenter__")),
+        # Once, also where one object is two things.
+        resources=tuple(
+            {id(part): part for part in products if hasattr(part, "__aenter__")}.values()
+        ),
     )
 
 
-def _product(offer: Offer, context: BuildContext) -> Any:  # noqa: ANN401 - of the offer's kind
+def _product(kind: str, offer: Offer, context: BuildContext) -> Any:  # noqa: ANN401 - of that kind
     provider = offer.provider
     section = provider.section
     settings = None if section is None else context.config.section(section.name, section.model)
+    what = f"The {kind} {provider.name!r} of {offer.owner}"
     try:
-        return provider.build(context, settings)
+        product = provider.build(context, settings)
     except TenancyError:
         raise
-    except ImportError as error:
-        missing = f" ({error.name})" if error.name else ""
+    except ModuleNotFoundError as error:
+        # The core's store runs on whatever driver the URL names; a database package brings it.
+        driver = DATABASES.get(context.config.control_dialect) if kind == kinds.STORE else None
         raise ConfigurationError(
-            f"{provider.name!r} of {offer.owner} needs a package that is not installed{missing}. "
-            f"Run: pip install --upgrade {offer.owner}"
+            f"{what} needs the package {error.name!r}, which is not installed. "
+            f"Run: pip install --upgrade {driver or offer.owner}"
         ) from error
     except Exception as error:
+        # Its text is left to the traceback: a driver may have put a URL into it.
         raise ConfigurationError(
-            f"{provider.name!r} of {offer.owner} could not be built "
-            f"({type(error).__name__}: {error})."
+            f"{what} could not be built: it raised {type(error).__name__}."
         ) from error
+    _require_protocol(kind, product, what, f"Upgrade {offer.owner}, or report it to its authors.")
+    return product
+
+
+def _require_protocols(given: Given) -> None:
+    objects: list[tuple[str, object, str]] = [
+        (kinds.RESOLVER, given.resolver, "resolver"),
+        (kinds.ISOLATION, given.isolation, "isolation"),
+        (kinds.STORE, given.store, "store"),
+        (kinds.CACHE, given.cache_backend, "cache_backend"),
+        (kinds.LIMITER, given.rate_limiter, "rate_limiter"),
+        *((kinds.OBSERVER, observer, "observers") for observer in given.observers),
+        *((kinds.AUDIT_SINK, sink, "audit_sinks") for sink in given.audit_sinks),
+    ]
+    for kind, part, argument in objects:
+        if part is not None:
+            _require_protocol(
+                kind,
+                part,
+                f"What is passed to Tenancy({argument}=…)",
+                f"Pass an object like tenancy_core.contract.{_PROTOCOLS[kind].__name__}.",
+            )
+
+
+def _require_protocol(kind: str, product: object, what: str, way_out: str) -> None:
+    """Refuse what would fail at the first request. Methods only: isinstance says no more."""
+    if isinstance(product, type):
+        raise ConfigurationError(f"{what} is the class {product.__name__}, not an object. {way_out}")
+    for name, method in vars(_PROTOCOLS[kind]).items():
+        if name.startswith("_") or not inspect.isfunction(method):
+            continue
+        own = getattr(product, name, None)
+        if not callable(own):
+            raise ConfigurationError(
+                f"{what} is a {type(product).__name__} without the method "
+                f"{name}{inspect.signature(method)}. {way_out}"
+            )
+        if inspect.iscoroutinefunction(own) and not inspect.iscoroutinefunction(method):
+            raise ConfigurationError(
+                f"{what} is a {type(product).__name__} whose method {name} is async def; it is a "
+                f"plain def, which is called and not awaited. {way_out}"
+            )
 
 
 def _resolver(
@@ -188,6 +263,12 @@ def _resolver(
 def _one_resolver(
     name: str, given: Given, registry: Registry, context: BuildContext
 ) -> Resolver:
+    if name == CUSTOM and given.resolver is not None and CUSTOM in registry.names(kinds.RESOLVER):
+        raise ConfigurationError(
+            "A resolver object is passed, and "
+            f"{registry.find(kinds.RESOLVER, CUSTOM, '').owner} registers a resolver 'custom' too. "
+            "Leave one of the two out."
+        )
     if name == CUSTOM and CUSTOM not in registry.names(kinds.RESOLVER):
         if given.resolver is None:
             raise ConfigurationError(
@@ -197,13 +278,8 @@ def _one_resolver(
             )
         return GuardedResolver(type(given.resolver).__name__, given.resolver)
     offer = registry.find(kinds.RESOLVER, name, "TENANCY_RESOLUTION_STRATEGY")
-    resolver: Resolver = _product(offer, context)
-    if not callable(getattr(resolver, "resolve", None)):
-        raise ConfigurationError(
-            f"The resolver {name!r} of {offer.owner} is a {type(resolver).__name__} without a "
-            "method resolve(connection). Upgrade it, or report it to its authors."
-        )
-    return resolver if offer.owner == CORE else GuardedResolver(name, resolver)
+    resolver: Resolver = _product(kinds.RESOLVER, offer, context)
+    return resolver if offer.owner == kinds.CORE else GuardedResolver(name, resolver)
 
 
 def _members(resolver: Any) -> list[Any]:  # noqa: ANN401 - a resolver, a chain or a guard
@@ -213,6 +289,14 @@ def _members(resolver: Any) -> list[Any]:  # noqa: ANN401 - a resolver, a chain 
 
 
 def _report_unread(config: TenancyConfig, registry: Registry) -> None:
+    for name in config.sections:
+        if name not in registry.sections:
+            meant = near_miss(name, registry.sections)
+            raise ConfigurationError(
+                f"sections= has settings for {name!r}, which no installed plugin reads. There is "
+                f"{', '.join(registry.sections) or 'none'}."
+                + (f" Did you mean {meant!r}?" if meant else "")
+            )
     environment = config.environment
     flat = config.variables()
     known = flat | set(registry.section_variables(flat))
@@ -221,7 +305,7 @@ def _report_unread(config: TenancyConfig, registry: Registry) -> None:
         + (f" Did you mean {meant}?" if meant else " Remove it, or install what reads it.")
         for name, meant in environment.unread(known).items()
     ]
-    if lines and environment.flag("TENANCY_STRICT_ENV"):
+    if environment.flag("TENANCY_STRICT_ENV") and lines:
         raise ConfigurationError("\n".join(lines))
     for line in lines:
         _log.warning("%s", line)

@@ -10,6 +10,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from uuid import UUID
 
+import anyio
+
 from tenancy_core._background import BackgroundTasks
 from tenancy_core._build import Given, Parts, build
 from tenancy_core._plugins import load_plugins
@@ -112,7 +114,7 @@ class Tenancy:
         )
         if config.log_level is not None:
             logging.getLogger("tenancy").setLevel(config.log_level)
-        self._registry = load_plugins(blocked=config.environment.names("TENANCY_PLUGINS_BLOCKED"))
+        self._registry = load_plugins(blocked=config.plugins_blocked)
         self._built = build(config, self._given, self._registry, self)
         self._fresh = True
         self._open: AsyncExitStack | None = None
@@ -264,6 +266,10 @@ class Tenancy:
     def watch(self, tenant: Tenant, revoked: Callable[[], Awaitable[None]]) -> Callable[[], None]:
         """Call ``revoked`` once this process learns that the tenant is no longer served.
 
+        Args:
+            tenant: Whom to watch.
+            revoked: Takes a bounded time and does not raise.
+
         Returns:
             A function that ends the watch.
         """
@@ -283,8 +289,9 @@ class Tenancy:
             return
         bound = await self._built.directory.find_by_id(tenant_id)
         if bound is None or not bound.tenant.active:
-            for revoked in tuple(watchers):
-                await revoked()
+            async with anyio.create_task_group() as group:
+                for revoked in tuple(watchers):
+                    group.start_soon(revoked)
 
     # -- checking ------------------------------------------------------------------------------
 

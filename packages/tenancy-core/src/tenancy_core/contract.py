@@ -85,7 +85,7 @@ class Connection:
         """
         raw: bytes | None = self.scope.get("raw_path")
         if raw is None:
-            raw = quote(self.scope["path"], safe="/%:@!$&'()*+,;=~-._").encode("ascii")
+            raw = quote(self.scope["path"], safe="/:@!$&'()*+,;=~-._").encode("ascii")
         root = self.scope.get("root_path", "").rstrip("/").encode()
         if root and raw.startswith(root) and raw[len(root) : len(root) + 1] in (b"", b"/"):
             raw = raw[len(root) :] or b"/"
@@ -143,7 +143,8 @@ class OpenAPISource:
     application.
 
     Attributes:
-        parameter: A parameter object, for a header or a query parameter.
+        parameter: A parameter object, for a header or a query parameter. For a segment of the
+            path, its ``name`` is the prefix in front of that segment: each route names it itself.
         security: The name and the object of a security scheme, for a token.
         server: A server object, for a host.
     """

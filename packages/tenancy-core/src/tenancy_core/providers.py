@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildContext", "Provider", "Section"]
 
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_SECTION: Final = re.compile(r"[a-z][a-z0-9_]*")
+
 SectionT = TypeVar("SectionT")
 ProductT_co = TypeVar("ProductT_co", covariant=True)
 
@@ -26,11 +30,16 @@ class Section(Generic[SectionT]):
 
     Attributes:
         name: Lower-case, for instance ``sqlite`` for ``TENANCY_SQLITE_ROOT``.
-        model: A pydantic model; each of its fields is one variable.
+        model: A pydantic model; each of its fields is one variable, and each that is a
+            ``SecretStr`` also has ``TENANCY_<NAME>_<FIELD>_FILE``.
     """
 
     name: str
     model: type[SectionT]
+
+    def __post_init__(self) -> None:
+        if _SECTION.fullmatch(self.name) is None:
+            raise ValueError(f"A section's name is a-z, 0-9 and underscores, not {self.name!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,14 @@ class Provider(Generic[SectionT, ProductT_co]):
     build: Callable[[BuildContext, Any], ProductT_co]
     section: Section[SectionT] | None = None
     dialects: frozenset[str] = field(default=frozenset())
+
+    def __post_init__(self) -> None:
+        if _NAME.fullmatch(self.name) is None:
+            raise ValueError(
+                f"A provider's name is letters, digits, '-', '_' and '.', not {self.name!r}."
+            )
+        if isinstance(self.dialects, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"dialects is a set of names: frozenset({{{self.dialects!r}}}).")
 
 
 @dataclass(frozen=True, slots=True)

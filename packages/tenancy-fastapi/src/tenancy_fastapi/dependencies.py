@@ -9,7 +9,8 @@ from typing import Annotated
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 from sqlalchemy.ext.asyncio import AsyncSession
-from tenancy_core import Tenancy, Tenant, current_tenant, require_tenant
+
+from tenancy_core import ConfigurationError, Tenancy, Tenant, current_tenant, require_tenant
 
 __all__ = [
     "CurrentTenant",
@@ -44,16 +45,22 @@ async def get_tenant_session(connection: HTTPConnection) -> AsyncIterator[AsyncS
     it rolls back if the path operation raises, and is closed before a streamed body, an event
     stream or a background task runs: those open ``tenancy.session()`` themselves.
     """
-    tenancy: Tenancy = connection.scope["state"]["tenancy"]
-    async with tenancy.session() as session:
+    async with _tenancy_of(connection).session() as session:
         yield session
 
 
 async def get_read_only_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
     """As :func:`get_tenant_session`; the database refuses writes, and nobody waits for it."""
-    tenancy: Tenancy = connection.scope["state"]["tenancy"]
-    async with tenancy.session(read_only=True) as session:
+    async with _tenancy_of(connection).session(read_only=True) as session:
         yield session
+
+
+def _tenancy_of(connection: HTTPConnection) -> Tenancy:
+    # From the scope, and not from request.app, which is the sub-application inside a mount.
+    tenancy: Tenancy | None = connection.scope.get("state", {}).get("tenancy")
+    if tenancy is None:
+        raise ConfigurationError("Call install(app, tenancy) for this application first.")
+    return tenancy
 
 
 CurrentTenant = Annotated[Tenant, Depends(get_current_tenant)]

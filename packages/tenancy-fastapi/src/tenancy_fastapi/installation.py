@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import inspect
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from fastapi.routing import APIRoute
+from fastapi import routing
+from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.middleware import Middleware
 from starlette.responses import Response
-from tenancy_core.asgi import ExcludedPaths, TenancyMiddleware, describe_tenant
-from tenancy_core.asgi import render as default_render
-from tenancy_core.errors import (
-    BackendUnavailable,
-    ConfigurationError,
-    IsolationError,
-    RequestRefused,
-    TenancyError,
-)
+from starlette.websockets import WebSocket, WebSocketState
 
+from tenancy_core.asgi import (
+    ANSWERED,
+    ExcludedPaths,
+    TenancyMiddleware,
+    answer,
+    close_code,
+    describe_tenant,
+)
+from tenancy_core.asgi import render as default_render
+from tenancy_core.errors import ConfigurationError, TenancyError
 from tenancy_fastapi.dependencies import get_read_only_session, get_tenant_session
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 
     from fastapi import FastAPI
     from fastapi.dependencies.models import Dependant
-    from starlette.requests import Request
+    from starlette.requests import HTTPConnection
+
     from tenancy_core import Tenancy
     from tenancy_core.asgi import Refusal
 
 __all__ = ["install"]
 
 _SESSIONS: Final = frozenset({get_tenant_session, get_read_only_session})
-_ANSWERED: Final = (RequestRefused, BackendUnavailable, IsolationError)
 
 
 def install(
@@ -64,7 +67,8 @@ def install(
             "install() comes before the application's first request: its middleware is built "
             "already, and later additions would be ignored."
         )
-    if any(middleware.cls is TenancyMiddleware for middleware in app.user_middleware):
+    present: list[Any] = [middleware.cls for middleware in app.user_middleware]
+    if TenancyMiddleware in present:
         raise ConfigurationError("tenancy is installed in this application already.")
     excluded = (*excluded_paths, *_documentation(app))
     # Fails here rather than at the first request.
@@ -81,15 +85,15 @@ def _documentation(app: FastAPI) -> list[str]:
     urls = [app.openapi_url, app.docs_url, app.redoc_url]
     if app.docs_url:
         urls.append(app.swagger_ui_oauth2_redirect_url)
-    return [url for url in urls if url] if app.openapi_url else []
+    return [url.rstrip("/") or "/" for url in urls if url] if app.openapi_url else []
 
 
 def _open_with(app: FastAPI, tenancy: Tenancy) -> None:
     own = app.router.lifespan_context
 
     @asynccontextmanager
-    async def lifespan(application: Any) -> AsyncIterator[Any]:  # noqa: ANN401 - Starlette's type
-        _refuse_generators(app)
+    async def lifespan(application: Any) -> AsyncGenerator[Any, None]:  # noqa: ANN401 - Starlette's type
+        _check_sessions(app)
         if tenancy.is_open:
             async with own(application) as state:
                 yield state
@@ -101,43 +105,87 @@ def _open_with(app: FastAPI, tenancy: Tenancy) -> None:
 
 
 def _answer_errors(app: FastAPI, render: Callable[[TenancyError], Refusal]) -> None:
-    async def answer(_: Request, error: Exception) -> Response:
-        refusal = render(error)  # type: ignore[arg-type]  # registered for _ANSWERED only
+    async def respond(connection: HTTPConnection, error: TenancyError) -> Response | None:
+        if not isinstance(error, ANSWERED):
+            raise error
+        refusal = answer(error, render)
         headers = {name.decode(): value.decode() for name, value in refusal.headers}
-        return Response(refusal.body, refusal.status, headers)
+        response = Response(refusal.body, refusal.status, headers)
+        if not isinstance(connection, WebSocket):
+            return response
+        if (
+            connection.application_state is WebSocketState.CONNECTING
+            and "websocket.http.response" in connection.scope.get("extensions", {})
+        ):
+            await connection.send_denial_response(response)
+        elif connection.application_state is not WebSocketState.DISCONNECTED:
+            await connection.close(close_code(refusal.status))
+        return None
 
-    for kind in _ANSWERED:
-        app.exception_handlers.setdefault(kind, answer)
+    # For the base class, so that an application's own handler, for whichever class, is the more
+    # specific one or takes the place of this one.
+    cast("dict[Any, Any]", app.exception_handlers).setdefault(TenancyError, respond)
 
 
 def _describe(app: FastAPI, tenancy: Tenancy, excluded: ExcludedPaths) -> None:
     own = app.openapi
+    described: dict[str, Any] | None = None
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = describe_tenant(
-                own(), tenancy, lambda path: excluded.match(path.encode())
+        nonlocal described
+        document = own()
+        # FastAPI keeps the document until the routes change, and then makes another one.
+        if document is not described:
+            described = describe_tenant(
+                document, tenancy, lambda path: excluded.match(path.encode())
             )
-        return app.openapi_schema
+        return document
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _refuse_generators(app: FastAPI) -> None:
-    for route in app.routes:
-        if not isinstance(route, APIRoute):
-            continue
-        endpoint = inspect.unwrap(route.endpoint)
-        if not (inspect.isasyncgenfunction(endpoint) or inspect.isgeneratorfunction(endpoint)):
-            continue
-        if _uses_session(route.dependant):
+# -- what would lose data is refused at start ------------------------------------------------------
+
+
+def _check_sessions(app: FastAPI) -> None:
+    for path, endpoint, dependant in _operations(app.routes):
+        scopes = set(_session_scopes(dependant))
+        if scopes - {"function"}:
             raise ConfigurationError(
-                f"{route.path} streams what it yields, and its session would be closed before the "
-                "first item. Open one inside the generator: async with tenancy.session():"
+                f"{path} depends on a session that would commit after the answer has left. Declare "
+                'it as TenantSession or ReadOnlySession, or with Depends(…, scope="function").'
+            )
+        if scopes and _streams(endpoint):
+            raise ConfigurationError(
+                f"{path} streams what it yields, and its session would be closed before the first "
+                "item. Open one inside the generator: async with tenancy.session():"
             )
 
 
-def _uses_session(dependant: Dependant) -> bool:
-    return dependant.call in _SESSIONS or any(
-        _uses_session(part) for part in dependant.dependencies
+def _operations(
+    routes: Iterable[Any],
+) -> Iterator[tuple[str, Callable[..., Any], Dependant]]:
+    # Newer versions keep an included router as one route; this finds what is in it.
+    contexts: Callable[[Iterable[Any]], Iterable[Any]] = getattr(
+        routing, "iter_route_contexts", iter
     )
+    for route in contexts(routes):
+        if isinstance(getattr(route, "original_route", route), (APIRoute, APIWebSocketRoute)):
+            yield route.path, route.endpoint, route.dependant
+        else:
+            yield from _operations(getattr(route, "routes", None) or ())
+
+
+def _streams(endpoint: Callable[..., Any]) -> bool:
+    function = inspect.unwrap(endpoint)
+    return any(
+        inspect.isasyncgenfunction(part) or inspect.isgeneratorfunction(part)
+        for part in (function, getattr(function, "__call__", None))  # noqa: B004 - of an instance
+    )
+
+
+def _session_scopes(dependant: Dependant) -> Iterator[str | None]:
+    if dependant.call in _SESSIONS:
+        yield dependant.scope
+    for part in dependant.dependencies:
+        yield from _session_scopes(part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["BRINGS", "DATABASES"]
+__all__ = ["BRINGS", "DATABASES", "LATER"]
 
 BRINGS: Final[dict[tuple[str, str], str]] = {
     ("cache backend", "redis"): "tenancy-redis",
@@ -18,6 +18,9 @@ BRINGS: Final[dict[tuple[str, str], str]] = {
     ("isolation strategy", "database@mysql"): "tenancy-mysql",
 }
 """Kind and name (with its dialect) → the distribution of the tenancy project that offers it."""
+
+LATER: Final = frozenset({("resolver", "jwt")})
+"""Kind and name of what is documented and not part of this version."""
 
 DATABASES: Final[dict[str, str]] = {
     "sqlite": "tenancy-sqlite",

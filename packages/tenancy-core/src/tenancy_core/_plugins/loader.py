@@ -7,6 +7,10 @@ pluggy checks signatures and calls the hooks.
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +20,7 @@ from tenancy_core import hookspecs
 from tenancy_core._plugins.registry import (
     AUDIT_SINK,
     CACHE,
+    CORE,
     ISOLATION,
     LIMITER,
     OBSERVER,
@@ -28,10 +33,12 @@ from tenancy_core.errors import DuplicateProviderError, PluginLoadError
 from tenancy_core.providers import Provider
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Collection
     from importlib.metadata import EntryPoint
 
 __all__ = ["load_plugins"]
+
+_HOOKS: Final = frozenset(name for name in vars(hookspecs) if name.startswith("tenancy_"))
 
 _PROVIDERS: Final = {
     "tenancy_resolvers": RESOLVER,
@@ -61,28 +68,40 @@ def load_plugins(
         DuplicateProviderError: Two distributions offer the same name; names both.
     """
     registry = Registry()
-    owners: dict[str, str] = {}
-    for entry in found if found is not None else entry_points(group=hookspecs.PROJECT):
-        owner = _normal(entry.dist.name if entry.dist is not None else entry.name)
-        if owner in {_normal(name) for name in blocked}:
-            continue
-        if owners.get(owner) == entry.value:
-            continue  # the same distribution, seen twice on the path
-        if owner in owners:
+    left_out = {_normal(name) for name in blocked}
+    loaded: dict[str, str] = {}
+    entries = entry_points(group=hookspecs.PROJECT) if found is None else found
+    # The same order on every machine, the core first: in a clash it is never the one to block.
+    for owner, entry in sorted(
+        ((_owner(entry), entry) for entry in entries), key=lambda pair: (pair[0] != CORE, pair[0])
+    ):
+        if owner in left_out or loaded.get(owner) == entry.value:
+            continue  # the same value again: a distribution that is seen twice on the path
+        if owner in loaded:
             raise PluginLoadError(
-                f"{owner} has more than one entry point in the group 'tenancy'; one is allowed."
+                f"The plugin {owner} has more than one entry point in the group 'tenancy' "
+                f"({loaded[owner]} and {entry.value}); one is allowed. {_way_out(owner)}"
             )
-        owners[owner] = entry.value
+        loaded[owner] = entry.value
         _load(entry, owner, registry)
     return registry
 
 
+def _owner(entry: EntryPoint) -> str:
+    return _normal(entry.dist.name if entry.dist is not None else entry.name)
+
+
 def _normal(name: str) -> str:
-    return name.strip().lower().replace("_", "-").replace(".", "-")
+    # https://packaging.python.org/en/latest/specifications/name-normalization/
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _way_out(owner: str) -> str:
+    return f"Upgrade it, uninstall it, or block it: TENANCY_PLUGINS_BLOCKED={owner}."
 
 
 def _load(entry: EntryPoint, owner: str, registry: Registry) -> None:
-    way_out = f"Upgrade it, uninstall it, or block it: TENANCY_PLUGINS_BLOCKED={owner}."
+    way_out = _way_out(owner)
     try:
         module: Any = entry.load()
     except Exception as error:
@@ -95,15 +114,16 @@ def _load(entry: EntryPoint, owner: str, registry: Registry) -> None:
             f"The plugin {owner} was written for hook API {api!r}; this tenancy-core has "
             f"{hookspecs.HOOK_API}. {way_out}"
         )
+    if (flaw := _flaw(module)) is not None:
+        raise PluginLoadError(f"The plugin {owner} {flaw}. {way_out}")
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     try:
         manager.register(module, name=owner)
-        manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginLoadError(
-            f"The plugin {owner} implements a hook that does not exist or has another signature: "
-            f"{error}. {way_out}"
+            f"The plugin {owner} implements a hook with another signature: "
+            f"{' '.join(str(error).split())}. {way_out}"
         ) from error
     for name, kind in _PROVIDERS.items():
         for provider in _call(manager, name, owner, Provider, way_out):
@@ -116,20 +136,51 @@ def _load(entry: EntryPoint, owner: str, registry: Registry) -> None:
         registry.commands.append((command, owner))
 
 
+def _flaw(module: Any) -> str | None:
+    """Say which hook of a module would be called wrongly or, worse, never."""
+    for name in dir(module):
+        function = getattr(module, name)
+        options = getattr(function, f"{hookspecs.PROJECT}_impl", None)
+        if not isinstance(options, dict):
+            is_spec = hasattr(function, f"{hookspecs.PROJECT}_spec")
+            if name in _HOOKS and inspect.isfunction(function) and not is_spec:
+                return f"defines {name} without @hookimpl, so it would never be called"
+            continue
+        hook = options.get("specname") or name
+        if hook not in _HOOKS and not options.get("optionalhook"):
+            near = difflib.get_close_matches(hook, sorted(_HOOKS), n=1)
+            return f"implements the hook {hook!r}, which does not exist; " + (
+                f"did you mean {near[0]!r}?" if near else f"there is {', '.join(sorted(_HOOKS))}"
+            )
+        if inspect.iscoroutinefunction(function):
+            return f"implements {name} as async def; hooks are called at start-up, without a loop"
+    return None
+
+
 def _call(
     manager: pluggy.PluginManager, name: str, owner: str, wanted: type[Any], way_out: str
 ) -> list[Any]:
-    hook: Callable[[], list[Iterable[Any]]] = getattr(manager.hook, name)
+    hook: pluggy.HookCaller = getattr(manager.hook, name)
     try:
-        items = [item for part in hook() for item in part]
+        # pluggy leaves None out: a hook that forgot to return would go unnoticed.
+        answers: list[Any] = hook() or [None for _ in hook.get_hookimpls()]
+        lists = [list(part) if isinstance(part, Iterable) else part for part in answers]
     except Exception as error:
         raise PluginLoadError(
             f"The hook {name} of {owner} raised {type(error).__name__}: {error}. {way_out}"
         ) from error
+    items: list[Any] = []
+    for part in lists:
+        if not isinstance(part, list):
+            raise PluginLoadError(
+                f"The hook {name} of {owner} returned {type(part).__name__} where a list of "
+                f"{wanted.__name__} is allowed. {way_out}"
+            )
+        items += part
     for item in items:
         if not isinstance(item, wanted):
             raise PluginLoadError(
-                f"The hook {name} of {owner} returned {type(item).__name__} where "
+                f"The hook {name} of {owner} returned a list with {type(item).__name__} where "
                 f"{wanted.__name__} is allowed. {way_out}"
             )
     return items

@@ -6,7 +6,8 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from tenancy_core._plugins.catalogue import BRINGS, DATABASES
+from tenancy_core._plugins.catalogue import BRINGS, DATABASES, LATER
+from tenancy_core.config import is_reserved, secret_settings
 from tenancy_core.errors import (
     DuplicateProviderError,
     UnknownProviderError,
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from tenancy_core.providers import Provider, Section
 
 __all__ = ["ISOLATION", "Offer", "Registry"]
+
+CORE: Final = "tenancy-core"
+"""The distribution that is its own first plugin."""
 
 RESOLVER: Final = "resolver"
 ISOLATION: Final = "isolation strategy"
@@ -70,7 +74,7 @@ class Registry:
         if kind == ISOLATION and provider.dialects:
             keys = [f"{provider.name}@{dialect}" for dialect in sorted(provider.dialects)]
         for key in keys:
-            taken = table.get(key)
+            taken = _taken(table, key)
             if taken is not None:
                 raise DuplicateProviderError(
                     f"The {kind} {key!r} is offered by {taken.owner} and by {owner}. "
@@ -86,24 +90,37 @@ class Registry:
                     f"The settings section {section.name!r} is used by {known[1]} and by {owner}. "
                     f"Uninstall one of them, or block it: TENANCY_PLUGINS_BLOCKED={owner}."
                 )
+            if known[0].model is not section.model:
+                raise DuplicateProviderError(
+                    f"{owner} describes its settings section {section.name!r} by two models. "
+                    f"Upgrade it, or block it: TENANCY_PLUGINS_BLOCKED={owner}."
+                )
+
+    @property
+    def sections(self) -> Sequence[str]:
+        """Names of all settings sections, sorted."""
+        return sorted(self._sections)
 
     def section_variables(self, flat: Iterable[str]) -> dict[str, str]:
         """Return the variables of all sections with their owners.
 
         Raises:
-            DuplicateProviderError: One of them is a flat setting of the core.
+            DuplicateProviderError: One of them is a flat setting of the core, or another plugin's.
         """
         core = set(flat)
         found: dict[str, str] = {}
         for name, (section, owner) in self._sections.items():
+            secret = secret_settings(section.model)
             for setting in section.model.model_fields:
                 variable = f"TENANCY_{name.upper()}_{setting.upper()}"
-                if variable in core:
-                    raise DuplicateProviderError(
-                        f"{owner} calls a setting {variable}, which is a setting of tenancy-core. "
-                        f"Block the plugin: TENANCY_PLUGINS_BLOCKED={owner}."
-                    )
-                found[variable] = owner
+                for spelling in (variable, *([f"{variable}_FILE"] if setting in secret else [])):
+                    other = CORE if spelling in core or is_reserved(spelling) else None
+                    if (other := other or found.get(spelling)) is not None:
+                        raise DuplicateProviderError(
+                            f"{owner} calls a setting {spelling}, which is a setting of {other}. "
+                            f"Block the plugin: TENANCY_PLUGINS_BLOCKED={owner}."
+                        )
+                    found[spelling] = owner
         return found
 
     def names(self, kind: str) -> Sequence[str]:
@@ -125,6 +142,11 @@ class Registry:
         if found is not None:
             return found
         names = self.names(kind)
+        if (kind, name) in LATER:
+            raise UnknownProviderError(
+                f"{setting} asks for the {kind} {name!r}, which is not part of this version. "
+                f"There is {_listed(names)}."
+            )
         brings = BRINGS.get((kind, name))
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
         raise UnknownProviderError(
@@ -145,7 +167,11 @@ class Registry:
         found = table.get(f"{name}@{dialect}") or table.get(name)
         if found is not None:
             return found
-        here = sorted(key.partition("@")[0] for key in table if key.endswith(f"@{dialect}"))
+        here = sorted(
+            key.partition("@")[0]
+            for key in table
+            if "@" not in key or key.endswith(f"@{dialect}")
+        )
         package = DATABASES.get(dialect)
         if not here:
             raise UnknownProviderError(
@@ -177,6 +203,16 @@ class Registry:
             f"offers. On {dialect} there is {_listed(here)}."
             + (f" Did you mean {near[0]!r}?" if near else "")
         )
+
+
+def _taken(table: dict[str, Offer], key: str) -> Offer | None:
+    """Return who has a key; a strategy for every dialect has its name on each of them."""
+    if (found := table.get(key)) is not None:
+        return found
+    name, _, dialect = key.partition("@")
+    if dialect:
+        return table.get(name)
+    return next((offer for taken, offer in table.items() if taken.startswith(f"{key}@")), None)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from tenancy_core.contract import TenantClaim
-from tenancy_core.errors import RequestRefused, ResolverError, TenancyError, TenantNotIdentified
+from tenancy_core.errors import (
+    BackendUnavailable,
+    RequestRefused,
+    ResolverError,
+    TenantNotIdentified,
+)
 from tenancy_core.tenant import validate_identifier
 
 if TYPE_CHECKING:
@@ -33,7 +38,12 @@ class GuardedResolver:
         self.name = name
         self._resolver = resolver
         self._timeout = timeout
-        self.missing: type[RequestRefused] = getattr(resolver, "missing", TenantNotIdentified)
+        missing: object = getattr(resolver, "missing", None)
+        self.missing: type[RequestRefused] = (
+            missing
+            if isinstance(missing, type) and issubclass(missing, RequestRefused)
+            else TenantNotIdentified
+        )
 
     @property
     def inner(self) -> Resolver:
@@ -49,8 +59,8 @@ class GuardedResolver:
         try:
             with anyio.fail_after(self._timeout):
                 claim: object = await self._resolver.resolve(connection)
-        except TenancyError:
-            raise
+        except (RequestRefused, ResolverError, BackendUnavailable):
+            raise  # the answers that the contract knows; any other error is the resolver's own
         except TimeoutError as error:
             raise ResolverError(
                 f"The resolver {self.name!r} took longer than {self._timeout:g} seconds."
@@ -61,10 +71,18 @@ class GuardedResolver:
             ) from error
         if claim is None:
             return None
-        if not isinstance(claim, TenantClaim) or not isinstance(claim.identifier, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(claim, TenantClaim):
             raise ResolverError(
                 f"The resolver {self.name!r} returned {type(claim).__name__}; "
                 "a TenantClaim or None is allowed."
+            )
+        identifier: object = claim.identifier
+        verified: object = claim.verified
+        # A "no" or a None would be read as proven or as unproven, by chance.
+        if not isinstance(identifier, str) or not isinstance(verified, bool):
+            raise ResolverError(
+                f"The resolver {self.name!r} returned a TenantClaim whose identifier is no str, "
+                "or whose verified is no bool."
             )
         validate_identifier(claim.identifier)
         return claim

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from tenancy_core.contract import TenantClaim
+from tenancy_core.contract import OpenAPISource, TenantClaim
 from tenancy_core.errors import InvalidIdentifier, TenantNotFound
-from tenancy_core.tenant import validate_identifier
+from tenancy_core.tenant import IDENTIFIER_MAX_BYTES, IDENTIFIER_PATTERN, validate_identifier
 
 if TYPE_CHECKING:
     from tenancy_core.contract import Connection
@@ -23,14 +23,27 @@ class PathResolver:
 
     Attributes:
         missing: A path without a tenant is answered as an unknown tenant.
+        openapi: The segment as a parameter.
     """
 
-    __slots__ = ("_prefix",)
+    __slots__ = ("_prefix", "openapi")
 
     missing = TenantNotFound
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix.encode("ascii") + b"/"
+        self.openapi = OpenAPISource(
+            parameter={
+                "name": prefix,
+                "in": "path",
+                "description": "The tenant that the request is for.",
+                "schema": {
+                    "type": "string",
+                    "maxLength": IDENTIFIER_MAX_BYTES,
+                    "pattern": IDENTIFIER_PATTERN,
+                },
+            }
+        )
 
     async def resolve(self, connection: Connection, /) -> TenantClaim | None:
         """See :class:`~tenancy_core.contract.Resolver`."""

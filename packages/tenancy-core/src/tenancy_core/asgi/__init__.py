@@ -3,6 +3,15 @@
 from tenancy_core.asgi.middleware import TenancyMiddleware
 from tenancy_core.asgi.openapi import describe_tenant
 from tenancy_core.asgi.paths import ExcludedPaths
-from tenancy_core.asgi.refusals import Refusal, render
+from tenancy_core.asgi.refusals import ANSWERED, Refusal, answer, close_code, render
 
-__all__ = ["ExcludedPaths", "Refusal", "TenancyMiddleware", "describe_tenant", "render"]
+__all__ = [
+    "ANSWERED",
+    "ExcludedPaths",
+    "Refusal",
+    "TenancyMiddleware",
+    "answer",
+    "close_code",
+    "describe_tenant",
+    "render",
+]

@@ -92,10 +92,18 @@ class Admission:
         tenant: Tenant | None = None
         try:
             claim = await self._claim(connection)
-            bound = await self._look_up(connection, claim)
-            tenant = bound.tenant
-            if not tenant.active or self._membership is not None:
-                await self._gate(connection, tenant, claim)
+            try:
+                bound = await self._look_up(connection, claim)
+                tenant = bound.tenant
+                if not tenant.active or self._membership is not None:
+                    await self._gate(connection, tenant, claim)
+            except TenantNotFound:
+                # Whatever the reason: were only unknown tenants limited, the limit would tell
+                # them from those that exist and are not served.
+                address = self._address(connection)
+                self._misses.check(address)
+                self._misses.count(address)
+                raise
             if self._limiter is not None:
                 await self._limit(tenant)
         except RequestRefused as error:
@@ -121,8 +129,8 @@ class Admission:
         entry = directory.l1.get(claim.identifier)
         if entry is not None:
             return entry.binding
-        address = self._address(connection)
-        self._misses.check(address)
+        if not directory.l1.is_nobody(claim.identifier):
+            self._misses.check(self._address(connection))
         try:
             bound = await directory.find(claim.identifier)
         except TenancyError:
@@ -132,7 +140,6 @@ class Admission:
                 f"The tenant store failed ({type(error).__name__})."
             ) from error
         if bound is None:
-            self._misses.count(address)
             raise TenantNotFound
         return bound
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from tenancy_core.contract import OpenAPISource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tenancy_core._tenancy import Tenancy
 
@@ -23,8 +24,9 @@ def describe_tenant(
 ) -> dict[str, Any]:
     """Add the tenant's source to every operation of a document, in place.
 
-    A header becomes a parameter, a token a security scheme, a subdomain a server with a variable.
-    Where several sources are possible none of them is marked as required.
+    A header becomes a parameter, a token a security scheme beside what an operation asks for
+    itself, a subdomain a server with a variable. Where there are several resolvers none of their
+    sources is marked as required.
 
     Args:
         document: OpenAPI 3, as plain dicts.
@@ -34,25 +36,28 @@ def describe_tenant(
     Returns:
         The same document.
     """
-    sources = list(_sources(tenancy.resolver))
+    resolvers = _resolvers(tenancy.resolver)
+    required = len(resolvers) == 1
     operations = [
-        operation
+        (path, operation)
         for path, item in document.get("paths", {}).items()
         if not is_excluded(path)
         for method, operation in item.items()
         if method in _METHODS
     ]
-    for source in sources:
+    for source in (getattr(resolver, "openapi", None) for resolver in resolvers):
+        if not isinstance(source, OpenAPISource):
+            continue
         if source.parameter is not None:
-            parameter = {**source.parameter, "required": len(sources) == 1}
-            for operation in operations:
-                _add_parameter(operation, parameter)
+            for path, operation in operations:
+                _add_parameter(operation, path, source.parameter, required=required)
         if source.security is not None:
             name, scheme = source.security
             components = document.setdefault("components", {})
             components.setdefault("securitySchemes", {})[name] = dict(scheme)
-            for operation in operations:
-                operation.setdefault("security", []).append({name: []})
+            default = document.get("security", [])
+            for _, operation in operations:
+                _add_security(operation, name, default, required=required)
         if source.server is not None:
             servers = document.setdefault("servers", [])
             if dict(source.server) not in servers:
@@ -60,17 +65,33 @@ def describe_tenant(
     return document
 
 
-def _sources(resolver: Any) -> list[OpenAPISource]:  # noqa: ANN401 - a resolver, a chain or a guard
+def _resolvers(resolver: Any) -> list[Any]:  # noqa: ANN401 - a resolver, a chain or a guard
     parts = getattr(resolver, "resolvers", None)
     if parts is not None:
-        return [source for part in parts for source in _sources(part)]
-    resolver = getattr(resolver, "inner", resolver)
-    source = getattr(resolver, "openapi", None)
-    return [source] if isinstance(source, OpenAPISource) else []
+        return [inner for part in parts for inner in _resolvers(part)]
+    return [getattr(resolver, "inner", resolver)]
 
 
-def _add_parameter(operation: dict[str, Any], parameter: dict[str, Any]) -> None:
+def _add_parameter(
+    operation: dict[str, Any], path: str, source: Mapping[str, Any], *, required: bool
+) -> None:
+    name: str = source["name"]
+    if source["in"] == "path":
+        # Its name is the route's own choice: /tenants/{tenant}, /tenants/{customer} …
+        match = re.match(re.escape(name) + r"/\{(\w+)\}", path)
+        if match is None:
+            return
+        name, required = match[1], True
     parameters = operation.setdefault("parameters", [])
-    same = (parameter["name"].lower(), parameter["in"])
+    same = (name.lower(), source["in"])
     if all((known.get("name", "").lower(), known.get("in")) != same for known in parameters):
-        parameters.append(parameter)
+        parameters.append({**source, "name": name, "required": required})
+
+
+def _add_security(
+    operation: dict[str, Any], name: str, default: list[Any], *, required: bool
+) -> None:
+    # The entries of the list are alternatives; the schemes within one are needed together.
+    known: list[dict[str, Any]] = operation.get("security", default) or [{}]
+    with_tenant: list[dict[str, Any]] = [{**alternative, name: []} for alternative in known]
+    operation["security"] = with_tenant if required else [*with_tenant, *known]

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from tenancy_core.errors import (
     BackendUnavailable,
+    InvalidTransition,
+    IsolationError,
     RateLimitExceeded,
     RequestRefused,
     ResolverError,
     TenancyError,
+    TenantExists,
+    VersionConflict,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
-__all__ = ["Refusal", "render", "send_refusal"]
+__all__ = ["ANSWERED", "Refusal", "answer", "close_code", "render", "send_refusal"]
+
+_log = logging.getLogger("tenancy")
+
+_CONFLICTS: Final[dict[type[TenantExists | VersionConflict | InvalidTransition], str]] = {
+    TenantExists: "There is already such a tenant.",
+    VersionConflict: "The tenant was changed meanwhile.",
+    InvalidTransition: "The tenant's status does not allow that.",
+}
+
+ANSWERED: Final = (RequestRefused, BackendUnavailable, ResolverError, IsolationError, *_CONFLICTS)
+"""What an integration answers with :func:`answer` when an application's own code raises it. The
+rest (no current tenant, a wrong configuration) is a mistake in the code: the framework's 500."""
 
 _RETRY_AFTER: Final = 1.0
 """Seconds that a client should wait when a dependency is down and nobody knows for how long."""
@@ -52,6 +69,8 @@ def render(error: TenancyError) -> Refusal:
     ]
     if isinstance(error, RequestRefused):
         status, title, retry_after = error.status, error.title, error.retry_after
+    elif conflicts := [text for kind, text in _CONFLICTS.items() if isinstance(error, kind)]:
+        status, title, retry_after = 409, conflicts[0], None
     else:
         status, title, retry_after = 503, "The service cannot answer right now.", None
     if status in (429, 503):
@@ -65,7 +84,7 @@ def render(error: TenancyError) -> Refusal:
         # draft-ietf-httpapi-ratelimit-headers-10
         headers.append((b"ratelimit-policy", f'"tenant";q={error.limit};w={window}'.encode()))
         headers.append((b"ratelimit", f'"tenant";r=0;t={reset}'.encode()))
-    code = error.code if isinstance(error, (RequestRefused, *_UNAVAILABLE)) else "unavailable"
+    code = error.code if isinstance(error, _NAMED) else "unavailable"
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": title,
@@ -75,7 +94,27 @@ def render(error: TenancyError) -> Refusal:
     return Refusal(status, tuple(headers), json.dumps(body, separators=(",", ":")).encode())
 
 
-_UNAVAILABLE: Final = (BackendUnavailable, ResolverError)
+_NAMED: Final = (RequestRefused, BackendUnavailable, ResolverError, *_CONFLICTS)
+
+
+def answer(error: TenancyError, render: Callable[[TenancyError], Refusal] = render) -> Refusal:
+    """Render what the application's code raised, and log what is not the client's doing.
+
+    A framework logs an exception that nobody handles; this one is handled, and its text and cause
+    would be lost.
+    """
+    refusal = render(error)
+    if refusal.status >= 500:  # noqa: PLR2004 - HTTP
+        _log.error("a request failed: %s: %s", error.code, error, exc_info=error)
+    return refusal
+
+
+def close_code(status: int) -> int:
+    """Return the code that closes an accepted WebSocket where a request would get ``status``.
+
+    1013 (try again later) or 1008 (policy violation), from IANA's registry of close codes.
+    """
+    return 1013 if status in (429, 503) else 1008
 
 
 async def send_refusal(

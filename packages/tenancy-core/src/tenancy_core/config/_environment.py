@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pydantic_settings import BaseSettings
 
-__all__ = ["PREFIX", "Environment", "near_miss"]
+__all__ = ["PREFIX", "Environment", "is_reserved", "near_miss"]
 
 PREFIX: Final = "TENANCY_"
 
@@ -26,10 +26,21 @@ _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
 
 
+def is_reserved(name: str) -> bool:
+    """Whether a variable is read by something else than the settings, and is never a setting."""
+    return name in _RESERVED or name.startswith(_RESERVED_PREFIX)
+
+
 def near_miss(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that ``name`` was probably meant to be."""
     found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
     return found[0] if found else None
+
+
+def _why(error: OSError | UnicodeDecodeError) -> str:
+    """Say why a file cannot be read. The error itself holds what was read, which may be secret:
+    it is neither chained nor a local variable where an error is raised."""
+    return str(error.strerror) if isinstance(error, OSError) else "it is not UTF-8"
 
 
 class Environment:
@@ -58,10 +69,14 @@ class Environment:
                 EnvSettingsSource(settings),
             )
         except (OSError, UnicodeDecodeError) as error:
+            reason = _why(error)
+        else:
+            reason = None
+        if reason is not None:
             raise ConfigurationError(
-                f"The file {env_file} with settings cannot be read "
-                f"({type(error).__name__}). Correct it, or pass env_file=None to ignore it."
-            ) from None
+                f"The file {env_file} with settings cannot be read: {reason}. "
+                "Correct it, or pass env_file=None to ignore it."
+            )
         for source in sources:
             for name, value in source.env_vars.items():
                 if value is None:
@@ -78,6 +93,9 @@ class Environment:
     def __repr__(self) -> str:
         return f"Environment({sorted(self._values)})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("An Environment holds secrets and is not pickled.")
+
     def get(self, name: str) -> str | None:
         """Return the value of a variable, or None."""
         return self._values.get(name)
@@ -88,18 +106,17 @@ class Environment:
         Raises:
             ConfigurationError: Both are set, or the file cannot be read.
         """
-        value, path = self._values.get(name), self._values.get(f"{name}_FILE")
+        path = self._values.get(f"{name}_FILE")
         if path is None:
-            return value
-        if value is not None:
+            return self._values.get(name)
+        if name in self._values:
             raise ConfigurationError(f"{name} and {name}_FILE are both set. Remove one of them.")
         try:
             return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise ConfigurationError(
-                f"The file that {name}_FILE names cannot be read: {reason}."
-            ) from None
+            reason = _why(error)
+        # The path is not repeated: it may be the secret itself, set under the wrong name.
+        raise ConfigurationError(f"The file that {name}_FILE names cannot be read: {reason}.")
 
     def flag(self, name: str) -> bool:
         """Return a boolean variable; false if it is not set.
@@ -127,7 +144,5 @@ class Environment:
         return {
             name: near_miss(name, known)
             for name in sorted(self._values)
-            if name not in known
-            and name not in _RESERVED
-            and not name.startswith(_RESERVED_PREFIX)
+            if name not in known and not is_reserved(name)
         }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, NoReturn, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -13,6 +14,8 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    Secret,
+    SecretBytes,
     SecretStr,
     ValidationError,
     field_validator,
@@ -22,12 +25,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tenancy_core.config._environment import PREFIX, Environment, near_miss
 from tenancy_core.config._later import LATER, LATER_IN_PLANS
-from tenancy_core.config._urls import dialect_of, require_async_url
+from tenancy_core.config._urls import dialect_of, is_in_memory, require_async_url
 from tenancy_core.contract import RateLimit
 from tenancy_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection
 
     from pydantic_settings import PydanticBaseSettingsSource
 
@@ -42,6 +45,8 @@ _LOG_LEVELS: Final = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
 
 def _listed(value: object) -> object:
     """Turn ``a,b`` or ``["a", "b"]`` into a tuple; leave everything else to pydantic."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -111,6 +116,7 @@ class TenancyConfig(BaseSettings):
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
+        allow_inf_nan=False,
         dotenv_filtering="only_existing",
     )
 
@@ -313,8 +319,19 @@ class TenancyConfig(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError(_explain(error, type(self))) from None
-        self._refuse_later()
+            problem = _explain(error, type(self))
+        else:
+            problem = self._what_comes_later()
+        # Error trackers print the local variables of every frame.
+        values.clear()
+        if problem:
+            raise ConfigurationError(problem)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A TenancyConfig holds secrets and is not pickled; make one in each process, "
+            "for instance with TenancyConfig.from_env()."
+        )
 
     @classmethod
     def settings_customise_sources(
@@ -339,25 +356,37 @@ class TenancyConfig(BaseSettings):
                 is named.
         """
         environment = Environment.read(cls, env_file)
+        try:
+            config = cls(**cls._read(environment, overrides), **overrides)
+        except ConfigurationError as error:
+            problem = str(error)
+        else:
+            config._environment = environment
+            return config
+        given = frozenset(overrides)
+        # Error trackers print the local variables of every frame.
+        overrides.clear()
+        hints = [
+            f"{unread} is set and is no setting of tenancy-core; did you mean {meant}?"
+            for unread, meant in environment.unread(cls.variables()).items()
+            if meant is not None
+            and environment.get(meant) is None
+            and meant.removeprefix(PREFIX).lower() not in given
+        ]
+        raise ConfigurationError("\n".join([problem, *hints]))
+
+    @classmethod
+    def _read(cls, environment: Environment, given: Collection[str]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name in cls.FLAT:
-            variable = PREFIX + name.upper()
-            is_secret = name in _SECRETS
-            value = environment.secret(variable) if is_secret else environment.get(variable)
-            if value is not None and name not in overrides:
-                values[name] = value
-        try:
-            config = cls(**values, **overrides)
-        except ConfigurationError as error:
-            known = cls.variables()
-            hints = [
-                f"{unread} is set and read by nothing; did you mean {meant}?"
-                for unread, meant in environment.unread(known).items()
-                if meant is not None and meant.removeprefix(PREFIX).lower() not in values
-            ]
-            raise ConfigurationError("\n".join([str(error), *hints])) from None
-        config._environment = environment
-        return config
+            if name not in given:
+                variable = PREFIX + name.upper()
+                values[name] = (
+                    environment.secret(variable)
+                    if name in _SECRETS
+                    else environment.get(variable)
+                )
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def variables(cls) -> frozenset[str]:
@@ -372,6 +401,16 @@ class TenancyConfig(BaseSettings):
     def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             require_async_url(value.get_secret_value())
+        return value
+
+    @field_validator("control_database_url")
+    @classmethod
+    def _check_control_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and is_in_memory(value.get_secret_value()):
+            raise ValueError(
+                "names no file; the tenant store needs one that outlives a connection: "
+                "sqlite+aiosqlite:///./data/control.db"
+            )
         return value
 
     @field_validator("resolution_strategy")
@@ -429,7 +468,7 @@ class TenancyConfig(BaseSettings):
     @classmethod
     def _check_level(cls, value: str | None) -> str | None:
         if value is not None and value.upper() not in _LOG_LEVELS:
-            raise ValueError(f"is none of {', '.join(_LOG_LEVELS)}")
+            raise ValueError(f"(or LOG_LEVEL) is none of {', '.join(_LOG_LEVELS)}")
         return None if value is None else value.upper()
 
     @model_validator(mode="after")
@@ -447,15 +486,13 @@ class TenancyConfig(BaseSettings):
             ) from None
         return self
 
-    def _refuse_later(self) -> None:
-        wanted = [
+    def _what_comes_later(self) -> str:
+        return "\n".join(
             f"{PREFIX}{name.upper()} is set, and {LATER[name]} is not part of this version. "
             "Remove the setting."
             for name in self.FLAT
             if name in LATER and name in self.model_fields_set
-        ]
-        if wanted:
-            raise ConfigurationError("\n".join(wanted))
+        )
 
     # -- what follows from the settings --------------------------------------------------------
 
@@ -468,6 +505,11 @@ class TenancyConfig(BaseSettings):
     def control_url(self) -> str:
         """URL of the tenant store, with its password. Never print it."""
         return (self.control_database_url or self.database_url).get_secret_value()
+
+    @property
+    def control_dialect(self) -> str:
+        """SQLAlchemy dialect of the tenant store's database."""
+        return dialect_of(self.control_url)
 
     @property
     def isolation_name(self) -> str:
@@ -506,6 +548,16 @@ class TenancyConfig(BaseSettings):
     # -- the environment it came from ----------------------------------------------------------
 
     @property
+    def plugins_blocked(self) -> frozenset[str]:
+        """Distributions that are not loaded.
+
+        The process's variable counts for a constructed configuration as well: it is the way out
+        when a plugin keeps the service from starting.
+        """
+        name = f"{PREFIX}PLUGINS_BLOCKED"
+        return self._environment.names(name) | Environment(os.environ).names(name)
+
+    @property
     def environment(self) -> Environment:
         """The variables that :meth:`from_env` read; empty for a constructed configuration."""
         return self._environment
@@ -520,13 +572,9 @@ class TenancyConfig(BaseSettings):
         Raises:
             ConfigurationError: As the constructor.
         """
-        values: dict[str, Any] = {}
-        for field in model.model_fields:
-            value = self._environment.get(f"{PREFIX}{name.upper()}_{field.upper()}")
-            if value is not None:
-                values[field] = value
-        given: Mapping[str, Any] = self.sections.get(name, {})
-        for key in given:
+        prefix = f"{PREFIX}{name.upper()}_"
+        # Error trackers print local variables: what was given stays where its repr hides it.
+        for key in self.sections.get(name, {}):
             if key not in model.model_fields:
                 meant = near_miss(key, model.model_fields)
                 raise ConfigurationError(
@@ -535,11 +583,21 @@ class TenancyConfig(BaseSettings):
                     + (f" Did you mean {meant!r}?" if meant else "")
                 )
         try:
-            return model(**{**values, **given})
+            return model(**self._read_section(prefix, name, model), **self.sections.get(name, {}))
         except ValidationError as error:
-            raise ConfigurationError(
-                _explain(error, model, prefix=f"{PREFIX}{name.upper()}_")
-            ) from None
+            problem = _explain(error, model, prefix=prefix)
+        raise ConfigurationError(problem)
+
+    def _read_section(self, prefix: str, name: str, model: type[BaseModel]) -> dict[str, str]:
+        secret, given = secret_settings(model), frozenset(self.sections.get(name, {}))
+        values = {
+            field: self._environment.secret(prefix + field.upper())
+            if field in secret
+            else self._environment.get(prefix + field.upper())
+            for field in model.model_fields
+            if field not in given
+        }
+        return {field: value for field, value in values.items() if value is not None}
 
 
 def check_excluded_path(path: str) -> None:
@@ -558,6 +616,20 @@ def check_excluded_path(path: str) -> None:
         char in path for char in "%?#* \t\\"
     ):
         raise ValueError("holds a path with dots, escapes, wildcards or a query; write plain segments")
+
+
+def secret_settings(model: type[BaseModel]) -> frozenset[str]:
+    """Return the fields of a model that hold secrets: each is also read from ``<NAME>_FILE``."""
+    return frozenset(
+        name for name, field in model.model_fields.items() if _holds_secret(field.annotation)
+    )
+
+
+def _holds_secret(annotation: object) -> bool:
+    kind = get_origin(annotation) or annotation
+    return (isinstance(kind, type) and issubclass(kind, (SecretStr, SecretBytes, Secret))) or any(
+        map(_holds_secret, get_args(annotation))
+    )
 
 
 def _explain(error: ValidationError, model: type[BaseModel], *, prefix: str = PREFIX) -> str:
@@ -582,6 +654,12 @@ def _explain(error: ValidationError, model: type[BaseModel], *, prefix: str = PR
             lines.append(
                 f"There is no setting {name!r}." + (f" Did you mean {meant!r}?" if meant else "")
             )
+        elif problem["type"] == "extra_forbidden":
+            meant = near_miss(location[-1], Plan.model_fields) if name == "plans" else None
+            lines.append(
+                f"{', '.join([variable, *location[1:-1]])} has no setting {location[-1]!r}."
+                + (f" Did you mean {meant!r}?" if meant else "")
+            )
         elif not name:
             lines.append(message + ".")
         elif problem["type"] == "value_error":
@@ -597,15 +675,5 @@ _LABEL: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 _FORBIDDEN_HEADERS: Final = frozenset(
     {"host", "authorization", "cookie", "forwarded", "x-forwarded-host", "x-forwarded-for"}
 )
-_SECRETS: Final = frozenset(
-    {
-        "database_url",
-        "control_database_url",
-        "database_url_template",
-        "jwt_secret",
-        "redis_url",
-        "encryption_keys",
-        "signing_keys",
-    }
-)
 TenancyConfig.FLAT = tuple(name for name in TenancyConfig.model_fields if name != "sections")
+_SECRETS: Final = secret_settings(TenancyConfig)

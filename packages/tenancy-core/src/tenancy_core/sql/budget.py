@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from tenancy_core._background import settle
 from tenancy_core.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -43,20 +44,24 @@ class _Waiter:
 class ConnectionBudget:
     """Hands out at most ``ceiling`` slots.
 
-    One slot is kept for the control plane (pools made with ``control=True``), so that requests
-    which hold every other connection cannot lock out the store that they may have to ask.
+    Tenants never have more than all but one of them: the last is for the control plane (pools made
+    with ``control=True``), so that requests which hold every other connection cannot lock out the
+    store that they may have to ask. Nothing is kept from tenants beyond that: what the control
+    plane leaves idle is theirs when they need it.
 
     Attributes:
         ceiling: Most connections open at once.
     """
 
-    __slots__ = ("_idle", "_open", "_waiters", "ceiling")
+    __slots__ = ("_idle", "_open", "_tenants", "_waiters", "ceiling")
 
     def __init__(self, ceiling: int) -> None:
         if ceiling < 2:  # noqa: PLR2004 - one for tenants, one for the store
             raise ValueError("A connection ceiling is at least 2.")
         self.ceiling = ceiling
         self._open = 0
+        # How many of the open ones are tenants'.
+        self._tenants = 0
         # Oldest first: which idle connection is given up when another database needs the slot.
         self._idle: dict[ConnectionPoolEntry, BudgetedPool] = {}
         self._waiters: deque[_Waiter] = deque()
@@ -76,8 +81,11 @@ class ConnectionBudget:
         """How many are waiting for a connection."""
         return len(self._waiters)
 
-    def _limit(self, pool: BudgetedPool) -> int:
-        return self.ceiling if pool.control else self.ceiling - 1
+    def _count(self, pool: BudgetedPool, change: int) -> None:
+        self._open += change
+        pool.open += change
+        if not pool.control:
+            self._tenants += change
 
     def take(self, pool: BudgetedPool) -> ConnectionPoolEntry | Slot | None:
         """Return an idle connection of this pool, or a slot, or None if there is neither."""
@@ -87,15 +95,16 @@ class ConnectionBudget:
             return record
         if pool.open >= pool.most:
             return None
-        if self._open < self._limit(pool):
-            self._open += 1
-            pool.open += 1
+        # A tenant beyond the tenants' share can only take the place of another tenant.
+        beyond = not pool.control and self._tenants >= self.ceiling - 1
+        if self._open < self.ceiling and not beyond:
+            self._count(pool, +1)
             return Slot()
         for record, owner in self._idle.items():
-            if owner.control and not pool.control:
+            if beyond and owner.control:
                 continue
             self._give_up(record, owner)
-            pool.open += 1
+            self._count(pool, +1)
             return Slot(surplus=record)
         return None
 
@@ -103,35 +112,42 @@ class ConnectionBudget:
         """As :meth:`take`, waiting in line for up to ``timeout`` seconds.
 
         Raises:
-            BackendUnavailable: Nothing became free in time.
+            BackendUnavailable: Nothing became free in time, or the pool was disposed of.
         """
-        if not self._waiters and (found := self.take(pool)) is not None:
-            return found
         waiter = _Waiter(pool)
         self._waiters.append(waiter)
         self._serve()
+        # The time-out settles the same future as the hand-over: one of the two comes first.
+        timer = asyncio.get_running_loop().call_later(timeout, self._expire, waiter, timeout)
         try:
-            async with asyncio.timeout(timeout):
-                return await waiter.future
-        except TimeoutError:
-            raise BackendUnavailable(
-                f"No database connection became free within {timeout:g} seconds "
-                f"({self._open} of {self.ceiling} are open)."
-            ) from None
+            return await waiter.future
+        except asyncio.CancelledError:
+            future = waiter.future
+            if future.cancelled():
+                self._waiters.remove(waiter)
+            elif future.exception() is None:
+                # Handed over in the moment in which this task was cancelled.
+                await settle(pool.put_back(future.result()))
+            raise
         finally:
-            self._leave(waiter)
+            timer.cancel()
 
-    def _leave(self, waiter: _Waiter) -> None:
-        if waiter.future.done() and not waiter.future.cancelled():
-            return
-        waiter.future.cancel()
-        if waiter in self._waiters:
+    def _expire(self, waiter: _Waiter, timeout: float) -> None:
+        self._refuse(
+            waiter,
+            f"No database connection became free within {timeout:g} seconds "
+            f"({self._open} of {self.ceiling} are open).",
+        )
+
+    def _refuse(self, waiter: _Waiter, why: str) -> None:
+        if not waiter.future.done():
             self._waiters.remove(waiter)
+            waiter.future.set_exception(BackendUnavailable(why))
 
     def _give_up(self, record: ConnectionPoolEntry, owner: BudgetedPool) -> None:
         del self._idle[record]
         owner.forget(record)
-        owner.open -= 1
+        self._count(owner, -1)
 
     def put_idle(self, record: ConnectionPoolEntry, pool: BudgetedPool) -> None:
         """Offer a connection that came back to whoever waits, else keep it idle."""
@@ -141,12 +157,23 @@ class ConnectionBudget:
 
     def release(self, pool: BudgetedPool) -> None:
         """Give back the slot of a connection that is closed."""
-        self._open -= 1
-        pool.open -= 1
+        self._count(pool, -1)
         self._serve()
 
-    def drop_idle(self, pool: BudgetedPool) -> list[ConnectionPoolEntry]:
-        """Take all idle connections out of a pool; the caller closes and then releases them."""
+    def keep(self, pool: BudgetedPool) -> None:
+        """Count a connection once more that its holder gives back before it is really closed.
+
+        Whoever closes it calls :meth:`release` as well, so that its slot is free only then.
+        """
+        self._count(pool, +1)
+
+    def drop(self, pool: BudgetedPool) -> list[ConnectionPoolEntry]:
+        """Take all idle connections out of a pool; the caller closes and then releases them.
+
+        Whoever waits for this pool is refused.
+        """
+        for waiter in [waiter for waiter in self._waiters if waiter.pool is pool]:
+            self._refuse(waiter, "The database engine was closed meanwhile.")
         records: list[ConnectionPoolEntry] = []
         while (record := pool.pop_idle()) is not None:
             del self._idle[record]
@@ -155,11 +182,11 @@ class ConnectionBudget:
 
     def _serve(self) -> None:
         """Hand what is free to the first in line that can use it."""
-        for waiter in list(self._waiters):
-            if waiter.future.done():
-                continue
-            found = self.take(waiter.pool)
-            if found is None:
+        for waiter in tuple(self._waiters):
+            if self._open >= self.ceiling and not self._idle:
+                return
+            # A cancelled one has not run yet, and takes itself out of the line when it does.
+            if waiter.future.done() or (found := self.take(waiter.pool)) is None:
                 continue
             self._waiters.remove(waiter)
             waiter.future.set_result(found)

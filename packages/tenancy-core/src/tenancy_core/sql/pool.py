@@ -113,8 +113,12 @@ class BudgetedPool(Pool):
                 self._budget.release(self)
 
     def recreate(self) -> BudgetedPool:
-        """Return an empty pool with the same settings (SQLAlchemy, after a disposal)."""
-        return type(self)(
+        """Return the pool that SQLAlchemy puts in this one's place after a disposal.
+
+        It refuses every checkout: a disposed engine belongs to nobody, and connections that it
+        opened again would be closed by nobody.
+        """
+        successor = type(self)(
             self._creator,
             self._share,
             recycle=self._recycle,
@@ -125,6 +129,8 @@ class BudgetedPool(Pool):
             _dispatch=self.dispatch,
             dialect=self._dialect,
         )
+        successor._closed = True
+        return successor
 
     def status(self) -> str:
         """Describe the pool in a line."""
