@@ -45,6 +45,8 @@ def no_blocking() -> Iterator[None]:
         # Building a Tenancy reads entry points and imports drivers: once, at start-up.
         function.can_block_in("tenancy_core/_plugins/loader.py", "load_plugins")
         function.can_block_in("tenancy_core/_build.py", "build")
+        # So does reading the settings.
+        function.can_block_in("tenancy_core/config/_model.py", "from_env")
     guard.activate()
     try:
         yield

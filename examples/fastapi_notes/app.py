@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
 from tenancy_core import Tenancy, TenancyConfig
 from tenancy_fastapi import CurrentTenant, ReadOnlySession, TenantSession, install
 
@@ -39,7 +40,7 @@ class NoteIn(BaseModel):
     text: str = Field(min_length=1, max_length=1000)
 
 
-class NoteOut(BaseModel):
+class NoteOut(BaseModel, from_attributes=True):
     """What a client gets."""
 
     id: int
@@ -53,7 +54,7 @@ class TenantIn(BaseModel):
     name: str | None = None
 
 
-class TenantOut(BaseModel):
+class TenantOut(BaseModel, from_attributes=True):
     """What an operator gets."""
 
     identifier: str
@@ -76,7 +77,7 @@ async def health() -> dict[str, str]:
 async def list_notes(session: ReadOnlySession) -> list[NoteOut]:
     """Return the tenant's notes."""
     notes = await session.scalars(select(Note).order_by(Note.id))
-    return [NoteOut(id=note.id, text=note.text) for note in notes]
+    return [NoteOut.model_validate(note) for note in notes]
 
 
 @app.post("/notes", status_code=201)
@@ -85,13 +86,13 @@ async def add_note(note: NoteIn, session: TenantSession) -> NoteOut:
     row = Note(text=note.text)
     session.add(row)
     await session.flush()
-    return NoteOut(id=row.id, text=row.text)
+    return NoteOut.model_validate(row)
 
 
 @app.get("/me")
 async def me(tenant: CurrentTenant) -> TenantOut:
     """Return the tenant."""
-    return TenantOut(identifier=tenant.identifier, name=tenant.name, status=tenant.status)
+    return TenantOut.model_validate(tenant)
 
 
 # -- for the operator of the service, who is no tenant ---------------------------------------------
@@ -110,22 +111,21 @@ admin = APIRouter(prefix="/admin", dependencies=[Depends(require_operator)])
 @admin.post("/tenants", status_code=201)
 async def create_tenant(tenant: TenantIn) -> TenantOut:
     """Create a tenant with an empty database of its own."""
-    made = await tenancy.tenants.create(tenant.identifier, name=tenant.name)
-    return TenantOut(identifier=made.identifier, name=made.name, status=made.status)
+    return TenantOut.model_validate(
+        await tenancy.tenants.create(tenant.identifier, name=tenant.name, actor="operator")
+    )
 
 
 @admin.post("/tenants/{identifier}/suspend")
 async def suspend_tenant(identifier: str) -> TenantOut:
     """Stop serving a tenant."""
-    changed = await tenancy.tenants.suspend(identifier, actor="operator")
-    return TenantOut(identifier=changed.identifier, name=changed.name, status=changed.status)
+    return TenantOut.model_validate(await tenancy.tenants.suspend(identifier, actor="operator"))
 
 
 @admin.post("/tenants/{identifier}/resume")
 async def resume_tenant(identifier: str) -> TenantOut:
     """Serve a tenant again."""
-    changed = await tenancy.tenants.resume(identifier, actor="operator")
-    return TenantOut(identifier=changed.identifier, name=changed.name, status=changed.status)
+    return TenantOut.model_validate(await tenancy.tenants.resume(identifier, actor="operator"))
 
 
 app.include_router(admin)

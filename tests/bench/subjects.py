@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tenancy_core import Tenancy, TenancyConfig, TenancyMiddleware
 from tenancy_core._stores.memory import MemoryTenantStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
+
+    from tenancy_core import Tenant
 
     Scope = MutableMapping[str, Any]
     Message = MutableMapping[str, Any]
@@ -57,7 +59,22 @@ class Ideal:
 class _NoIsolation:
     """A strategy without a database: what is measured is the way to the application."""
 
-    async def provision(self, _tenant: object) -> None:
+    def session(self, tenant: Tenant, /, *, read_only: bool = False) -> NoReturn:
+        """Refuse."""
+        raise NotImplementedError
+
+    def connection(self, tenant: Tenant, /, *, read_only: bool = False) -> NoReturn:
+        """Refuse."""
+        raise NotImplementedError
+
+    async def provision(self, tenant: Tenant, /) -> None:
+        """Do nothing."""
+
+    async def exists(self, tenant: Tenant, /) -> bool:
+        """Pretend."""
+        return True
+
+    async def destroy(self, tenant: Tenant, /) -> None:
         """Do nothing."""
 
 
@@ -124,7 +141,7 @@ def tenancy(app: App) -> App:
             excluded_paths=("/health", "/docs"),
         ),
         store=MemoryTenantStore(),
-        isolation=_NoIsolation(),  # type: ignore[arg-type]  # nothing opens a session
+        isolation=_NoIsolation(),
     )
 
     async def warm() -> App:

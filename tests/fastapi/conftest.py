@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import select
+
 from support.fastapi_client import requests_to
 from support.notes import Note
 from tenancy_fastapi import ReadOnlySession, TenantSession, install
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import httpx
+
     from tenancy_core import Tenancy
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi import FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
+
 from support.fastapi_client import ACME, BETA, requests_to
-from tenancy_core import ConfigurationError, current_tenant
+from tenancy_core import ConfigurationError, NoCurrentTenant, current_tenant
 from tenancy_core.asgi import Refusal
 from tenancy_fastapi import TenantSession, install
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import httpx
+
     from tenancy_core import Tenancy, TenancyConfig, TenancyError
 
 pytestmark = pytest.mark.anyio
@@ -65,9 +67,7 @@ async def test_without_a_tenant_and_for_an_unknown_one_a_request_is_refused(
 
 
 @pytest.mark.parametrize("first", ["cors", "tenancy"])
-async def test_refusals_carry_cors_headers_in_whichever_order(
-    tenancy: Tenancy, first: str
-) -> None:
+async def test_refusals_carry_cors_headers_in_whichever_order(tenancy: Tenancy, first: str) -> None:
     async with requests_to(_with_cors(tenancy, first=first)) as client:
         served = await client.get("/me", headers={**ACME, "Origin": ORIGIN})
         refused = await client.get("/me", headers={"X-Tenant-ID": "unknown", "Origin": ORIGIN})
@@ -191,8 +191,8 @@ async def test_the_dependencies_say_what_is_missing_where_nothing_is_installed()
     app = FastAPI()
     errors: list[Exception] = []
 
-    @app.exception_handler(ConfigurationError)
-    async def keep(request: Request, error: ConfigurationError) -> Any:
+    @app.exception_handler(NoCurrentTenant)
+    async def keep(request: Request, error: NoCurrentTenant) -> Any:
         errors.append(error)
         raise error
 

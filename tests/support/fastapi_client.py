@@ -9,6 +9,7 @@ import httpx
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
+
     from tenancy_core import Tenancy
 
 ACME: Final = {"X-Tenant-ID": "acme"}

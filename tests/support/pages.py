@@ -30,7 +30,7 @@ import textwrap
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from support.server import ROOT, serve
 
@@ -68,7 +68,7 @@ class Block:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+        return f"{self.page}:{self.line}"
 
 
 def blocks(page: Path) -> list[Block]:
@@ -142,7 +142,7 @@ class Reader:
         self._server: Server | None = None
         self._runner = asyncio.Runner()
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         self._stack.enter_context(self._runner)
         self._stack.enter_context(self._serving)
         self._stack.callback(_forget, self._folder, list(sys.path))
@@ -263,7 +263,7 @@ def write_curl(folder: Path) -> Path:
     """Write a ``curl`` that runs on nothing but this project's test dependencies."""
     curl = folder / "curl"
     curl.write_text(
-        f"#!/bin/sh\nPYTHONPATH={ROOT / 'tests'} exec {sys.executable} -m support.curl \"$@\"\n"
+        f'#!/bin/sh\nPYTHONPATH={ROOT / "tests"} exec {sys.executable} -m support.curl "$@"\n'
     )
     curl.chmod(0o755)
     return curl

@@ -159,6 +159,15 @@ def test_the_lock_has_a_hash_for_everything() -> None:
     assert [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry] == []
 
 
+@pytest.mark.parametrize("compiled", ["coverage", "greenlet", "pydantic-core", "pyyaml"])
+def test_the_lock_is_for_every_platform(compiled: str) -> None:
+    """Not so when it was made from a mirror that holds only one machine's wheels."""
+    text = (ROOT / "requirements" / "dev.lock").read_text()
+    entry = re.search(rf"^{compiled}==(?:.*\n)(?:    .*\n)*", text, re.MULTILINE)
+    assert entry is not None
+    assert entry[0].count("--hash=sha256:") > 20
+
+
 def test_the_lock_covers_what_is_stated() -> None:
     """Red after a change to a pyproject.toml: ./dev lock."""
     groups = read(ROOT / "pyproject.toml")["dependency-groups"].values()

@@ -40,6 +40,16 @@ class Query:
         return TenantClaim(value.decode("ascii"), "query") if key == b"tenant" else None
 
 
+class Broken:
+    """Fails if the request says so; else it finds nothing."""
+
+    async def resolve(self, connection: Connection, /) -> TenantClaim | None:
+        """See the contract."""
+        if connection.header(b"x-break") is not None:
+            raise OSError("canary")
+        return None
+
+
 class Vouched:
     """A source that proves what it says: stands for the token resolver, which is not there yet."""
 
@@ -59,7 +69,7 @@ def make(strategy: str, *, proxies: str = "", resolver: Any = None) -> FastAPI:
     )
     tenancy = Tenancy(config, resolver=resolver)
     app = FastAPI()
-    app.state.sent = 0
+    app.state.sent = app.state.busy = 0
     install(app, tenancy, excluded_paths=["/health", "/admin"])
 
     @app.get("/health")
@@ -79,10 +89,9 @@ def make(strategy: str, *, proxies: str = "", resolver: Any = None) -> FastAPI:
             return (await tenancy.tenants.create(identifier)).status
         return (await getattr(tenancy.tenants, action)(identifier)).status
 
-    @app.post("/admin/sent")
-    async def sent() -> int:
-        count: int = app.state.sent
-        return count
+    @app.post("/admin/counts")
+    async def counts() -> dict[str, int]:
+        return {"sent": app.state.sent, "busy": app.state.busy}
 
     @app.websocket("/idle")
     async def idle(socket: WebSocket) -> None:
@@ -99,11 +108,16 @@ def make(strategy: str, *, proxies: str = "", resolver: Any = None) -> FastAPI:
     @app.websocket("/busy")
     async def busy(socket: WebSocket) -> None:
         await socket.accept()
-        with contextlib.suppress(WebSocketDisconnect):
+        app.state.busy += 1
+        try:
             while True:
                 await socket.send_text(CHUNK)
                 app.state.sent += 1
                 await asyncio.sleep(0)
+        except WebSocketDisconnect:
+            return
+        finally:
+            app.state.busy -= 1
 
     @app.websocket("/thinking")
     async def thinking(socket: WebSocket) -> None:
@@ -120,6 +134,7 @@ apps = {
     b"proxied": make("subdomain", proxies="127.0.0.0/8"),
     b"path": make("path"),
     b"chain": make("custom,header,subdomain", resolver=Vouched()),
+    b"broken": make("custom,header", resolver=Broken()),
     b"query": make("header,custom", resolver=Query()),
 }
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tenancy_core._tenancy import Tenancy
     from tenancy_core.asgi import TenancyMiddleware
     from tenancy_core.config import TenancyConfig
-    from tenancy_core.context import current_tenant, require_tenant
+    from tenancy_core.context import current_tenant, require_tenant, tenant_cached
     from tenancy_core.contract import (
         CacheBackend,
         Connection,
@@ -54,6 +54,7 @@ __all__ = [
     "TenantStore",
     "current_tenant",
     "require_tenant",
+    "tenant_cached",
 ]
 
 _ROOMS = {
@@ -62,6 +63,7 @@ _ROOMS = {
     "TenancyConfig": "config",
     "current_tenant": "context",
     "require_tenant": "context",
+    "tenant_cached": "context",
     "CacheBackend": "contract",
     "Connection": "contract",
     "IsolationStrategy": "contract",

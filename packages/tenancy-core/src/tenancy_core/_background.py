@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
 
-__all__ = ["BackgroundTasks", "settle"]
+__all__ = ["BackgroundTasks", "outlast", "settle"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger("tenancy")
+
+_left_behind: Final[set[asyncio.Task[None]]] = set()
 
 
 class BackgroundTasks:
@@ -76,3 +80,24 @@ async def settle(work: Coroutine[Any, Any, None]) -> None:
             _log.exception("a clean-up failed while its task was being cancelled")
     if cancelled is not None:
         raise cancelled
+
+
+async def outlast(
+    work: Coroutine[Any, Any, T],
+    left: Callable[[asyncio.Task[T]], Coroutine[Any, Any, None]],
+) -> T:
+    """Run ``work`` so that a cancellation of the caller neither stops it nor waits for it.
+
+    Args:
+        work: What must come to its end.
+        left: Called in the moment in which the caller is cancelled, with the task that goes on;
+            what it returns then runs in a task of its own and deals with the outcome.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        rest = asyncio.get_running_loop().create_task(left(task))
+        _left_behind.add(rest)
+        rest.add_done_callback(_left_behind.discard)
+        raise

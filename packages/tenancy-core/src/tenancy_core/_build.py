@@ -101,30 +101,34 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
     """
     _report_unread(config, registry)
     _require_protocols(given)
-    # Asked for first: what a service without its database package lacks is that package, not the
-    # driver that the store would miss.
-    strategy = (
-        None
-        if given.isolation is not None
-        else registry.find_isolation(config.isolation_name, config.dialect)
-    )
+    if given.isolation is None:
+        # Asked for first: what a service without its database package lacks is that package, not
+        # the driver that the store would miss.
+        registry.find_isolation(config.isolation_name, config.dialect)
     budget = ConnectionBudget(config.connection_ceiling)
     context = BuildContext(config, given.metadata, budget)
-    store: TenantStore = given.store or _product(
-        kinds.STORE, registry.find(kinds.STORE, "sql", "The tenant store"), context
+    # Never `given.… or …`: a limiter that has counted nothing yet may well be falsy.
+    store: TenantStore = (
+        given.store
+        if given.store is not None
+        else _product(kinds.STORE, registry.find(kinds.STORE, "sql", "The tenant store"), context)
     )
     context = BuildContext(config, given.metadata, budget, store)
     isolation: IsolationStrategy = (
-        given.isolation if strategy is None else _product(kinds.ISOLATION, strategy, context)
+        given.isolation
+        if given.isolation is not None
+        else _product(
+            kinds.ISOLATION, registry.find_isolation(config.isolation_name, config.dialect), context
+        )
     )
     resolver = _resolver(config, given, registry, context)
     shared: CacheBackend | None = None
     if config.cache_enabled:
-        shared = given.cache_backend or _product(
-            kinds.CACHE,
-            registry.find(kinds.CACHE, config.cache_backend or "memory", "TENANCY_CACHE_BACKEND"),
-            context,
-        )
+        shared = given.cache_backend
+        if shared is None:
+            name = config.cache_backend or "memory"
+            offer = registry.find(kinds.CACHE, name, "TENANCY_CACHE_BACKEND")
+            shared = _product(kinds.CACHE, offer, context)
     elif given.cache_backend is not None or config.cache_backend is not None:
         raise ConfigurationError(
             "A cache backend is chosen, and TENANCY_CACHE_ENABLED is false. Set it to true, or "
@@ -132,11 +136,11 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
         )
     limiter: RateLimiter | None = None
     if config.enable_rate_limiting:
-        limiter = given.rate_limiter or _product(
-            kinds.LIMITER,
-            registry.find(kinds.LIMITER, config.rate_limiter or "memory", "TENANCY_RATE_LIMITER"),
-            context,
-        )
+        limiter = given.rate_limiter
+        if limiter is None:
+            name = config.rate_limiter or "memory"
+            offer = registry.find(kinds.LIMITER, name, "TENANCY_RATE_LIMITER")
+            limiter = _product(kinds.LIMITER, offer, context)
     elif given.rate_limiter is not None or config.rate_limiter is not None:
         raise ConfigurationError(
             "A rate limiter is chosen, and TENANCY_ENABLE_RATE_LIMITING is false. Set it to true, "
@@ -187,11 +191,16 @@ def _product(kind: str, offer: Offer, context: BuildContext) -> Any:  # noqa: AN
     except TenancyError:
         raise
     except ModuleNotFoundError as error:
-        # The core's store runs on whatever driver the URL names; a database package brings it.
-        driver = DATABASES.get(context.config.control_dialect) if kind == kinds.STORE else None
+        package = offer.owner
+        if kind == kinds.STORE and package == kinds.CORE:
+            # It runs on whatever driver the URL names; a database package brings that.
+            config = context.config
+            given = "DATABASE" if config.control_database_url is None else "CONTROL_DATABASE"
+            what = f"TENANCY_{given}_URL is a {config.control_dialect} database and"
+            package = DATABASES.get(config.control_dialect, package)
         raise ConfigurationError(
             f"{what} needs the package {error.name!r}, which is not installed. "
-            f"Run: pip install --upgrade {driver or offer.owner}"
+            f"Run: pip install --upgrade {package}"
         ) from error
     except Exception as error:
         # Its text is left to the traceback: a driver may have put a URL into it.
@@ -233,7 +242,7 @@ def _require_protocol(kind: str, product: object, what: str, way_out: str) -> No
         if not callable(own):
             raise ConfigurationError(
                 f"{what} is a {type(product).__name__} without the method "
-                f"{name}{inspect.signature(method)}. {way_out}"
+                f"{name}({', '.join([*inspect.signature(method).parameters][1:])}). {way_out}"
             )
         if inspect.iscoroutinefunction(own) and not inspect.iscoroutinefunction(method):
             raise ConfigurationError(
@@ -273,8 +282,9 @@ def _one_resolver(
         if given.resolver is None:
             raise ConfigurationError(
                 "TENANCY_RESOLUTION_STRATEGY asks for the resolver 'custom', and there is none: "
-                "pass an object, Tenancy(config, resolver=…), or name a resolver that a package "
-                "registers by its entry point."
+                "pass an object, Tenancy(config, resolver=…), or install a package that registers "
+                "one. There is "
+                f"{', '.join(map(repr, registry.names(kinds.RESOLVER)))}."
             )
         return GuardedResolver(type(given.resolver).__name__, given.resolver)
     offer = registry.find(kinds.RESOLVER, name, "TENANCY_RESOLUTION_STRATEGY")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import logging
 from contextlib import AsyncExitStack
 from time import monotonic
@@ -11,12 +9,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from uuid import UUID
 
 import anyio
+import anyio.to_thread
 
 from tenancy_core._background import BackgroundTasks
 from tenancy_core._build import Given, Parts, build
 from tenancy_core._plugins import load_plugins
 from tenancy_core.checks import run_checks
-from tenancy_core.context import Binding, binding
+from tenancy_core.context import Binding, binding, require_binding
 from tenancy_core.errors import (
     ConfigurationError,
     NoCurrentTenant,
@@ -27,7 +26,7 @@ from tenancy_core.errors import (
 from tenancy_core.tenant import Tenant, TenantStatus, validate_identifier
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -73,7 +72,7 @@ class Tenancy:
         rate_limiter: Used instead of ``rate_limiter``.
         observers: Told what happens, beside those that packages bring.
         audit_sinks: Fed with audit events, beside those that packages bring.
-        clock: Seconds, never going back; for the cache in this process.
+        clock: Seconds, never going back; for what this process caches and counts on its own.
 
     Attributes:
         is_open: Whether it is open.
@@ -118,7 +117,7 @@ class Tenancy:
         self._built = build(config, self._given, self._registry, self)
         self._fresh = True
         self._open: AsyncExitStack | None = None
-        self._watchers: dict[UUID, set[Callable[[], Awaitable[None]]]] = {}
+        self._watchers: dict[UUID, set[Callable[[], Coroutine[Any, Any, None]]]] = {}
 
     def __repr__(self) -> str:
         state = "open" if self._open is not None else "closed"
@@ -243,9 +242,7 @@ class Tenancy:
         return self.parts.isolation.connection(self._current(), read_only=read_only)
 
     def _current(self) -> Tenant:
-        bound = binding.get()
-        if bound is None:
-            raise NoCurrentTenant
+        bound = require_binding()
         if bound.owner is not self:
             raise NoCurrentTenant("The current tenant is one of another Tenancy object.")
         return bound.tenant
@@ -257,13 +254,15 @@ class Tenancy:
 
         A plain ``loop.run_in_executor`` copies no context: there ``require_tenant`` raises.
         """
-        context = contextvars.copy_context()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, lambda: context.run(function, *args, **kwargs))
+        return await anyio.to_thread.run_sync(
+            lambda: function(*args, **kwargs), abandon_on_cancel=True
+        )
 
     # -- watching ------------------------------------------------------------------------------
 
-    def watch(self, tenant: Tenant, revoked: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    def watch(
+        self, tenant: Tenant, revoked: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Callable[[], None]:
         """Call ``revoked`` once this process learns that the tenant is no longer served.
 
         Args:
@@ -283,7 +282,11 @@ class Tenancy:
 
         return end
 
-    async def _revoke(self, tenant_id: UUID) -> None:
+    async def _revoke(self, tenant_id: UUID | None) -> None:
+        if tenant_id is None:
+            for watched in tuple(self._watchers):
+                await self._revoke(watched)
+            return
         watchers = self._watchers.get(tenant_id)
         if not watchers:
             return
@@ -340,7 +343,7 @@ class _Lifespan:
 class _Scope:
     """A hand-written context manager: the variable is set in the caller's own context."""
 
-    __slots__ = ("_reason", "_statuses", "_switch", "_tenancy", "_token", "_wanted")
+    __slots__ = ("_entered", "_reason", "_statuses", "_switch", "_tenancy", "_wanted")
 
     def __init__(
         self,
@@ -356,11 +359,12 @@ class _Scope:
         self._switch = switch
         self._reason = reason
         self._statuses = statuses
-        self._token: contextvars.Token[Binding | None] | None = None
+        self._entered = False
 
     async def __aenter__(self) -> Tenant:
-        if self._token is not None:
+        if self._entered:
             raise RuntimeError("A scope is entered once; call tenancy.scope() again.")
+        self._entered = True
         found = await self._tenancy.find(self._wanted)
         tenant = found.tenant
         if tenant.status not in self._statuses:
@@ -373,7 +377,9 @@ class _Scope:
                     f"{tenant.identifier!r} inside it needs scope(…, switch=True, reason='…')."
                 )
             await self._audit_switch(outer.tenant, tenant)
-        self._token = binding.set(found)
+        elif outer is not None and outer.tenant.version == tenant.version:
+            return outer.tenant
+        binding.set(Binding(tenant, found.owner, scope=self, outer=outer))
         return tenant
 
     async def __aexit__(
@@ -382,15 +388,11 @@ class _Scope:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        token, self._token = self._token, None
-        if token is None:
-            return
-        try:
-            binding.reset(token)
-        except ValueError:
-            # Left in another context than it was entered in (a generator that was closed by the
-            # event loop): this context never had the tenant, there is nothing to restore.
-            return
+        # Nothing is restored where this scope is not current: it may be left in another context
+        # than it was entered in (a generator that the event loop closes).
+        bound = binding.get()
+        if bound is not None:
+            binding.set(bound.without(self))
 
     async def _audit_switch(self, outer: Tenant, tenant: Tenant) -> None:
         parts = self._tenancy.parts

@@ -21,13 +21,17 @@ async def run_checks(tenancy: Any, checks: Iterable[Check]) -> list[Finding]:  #
     findings: list[Finding] = []
     for check in checks:
         try:
-            findings.extend(await check.run(tenancy))
+            found = list(await check.run(tenancy))
+            for finding in found:
+                if not isinstance(finding, Finding):  # pyright: ignore[reportUnnecessaryIsInstance]
+                    raise TypeError(f"{type(finding).__name__} is no Finding")
+            findings += found
         except Exception as error:  # noqa: BLE001 - a check must not hide the others
             findings.append(
                 Finding(
                     check.name,
                     Severity.ERROR,
-                    f"The check itself failed ({type(error).__name__}).",
+                    f"The check itself failed: it raised {type(error).__name__}.",
                     "Mend what it needs, or report it to the package that brings it.",
                 )
             )

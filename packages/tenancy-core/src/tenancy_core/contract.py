@@ -85,7 +85,12 @@ class Connection:
         """
         raw: bytes | None = self.scope.get("raw_path")
         if raw is None:
-            raw = quote(self.scope["path"], safe="/:@!$&'()*+,;=~-._").encode("ascii")
+            # The path is decoded already: a "%" in it is one that the client had escaped, and a
+            # lone surrogate is a byte that was no UTF-8.
+            quoted = quote(
+                self.scope["path"], safe="/:@!$&'()*+,;=~-._", errors="surrogatepass"
+            )
+            raw = quoted.encode("ascii")
         root = self.scope.get("root_path", "").rstrip("/").encode()
         if root and raw.startswith(root) and raw[len(root) : len(root) + 1] in (b"", b"/"):
             raw = raw[len(root) :] or b"/"

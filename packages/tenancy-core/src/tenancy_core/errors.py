@@ -154,7 +154,7 @@ class TenantUnready(TenantInactive):
     """The tenant is still being provisioned; told to its proven members only."""
 
     code = "tenant_provisioning"
-    status = 503  # type: ignore[misc]
+    status = 503
     title = "This tenant is being prepared."
 
 

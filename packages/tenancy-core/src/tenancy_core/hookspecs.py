@@ -68,45 +68,54 @@ hookimpl: Final = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def tenancy_resolvers() -> Iterable[Provider[Any, Resolver]]:  # type: ignore[empty-body]
+def tenancy_resolvers() -> Iterable[Provider[Any, Resolver]]:
     """Return resolvers, selected by ``resolution_strategy``."""
+    raise NotImplementedError
 
 
 @hookspec
-def tenancy_isolation_strategies() -> Iterable[Provider[Any, IsolationStrategy]]:  # type: ignore[empty-body]
+def tenancy_isolation_strategies() -> Iterable[Provider[Any, IsolationStrategy]]:
     """Return isolation strategies, keyed by name and dialect, selected by ``isolation_strategy``."""
+    raise NotImplementedError
 
 
 @hookspec
-def tenancy_cache_backends() -> Iterable[Provider[Any, CacheBackend]]:  # type: ignore[empty-body]
+def tenancy_cache_backends() -> Iterable[Provider[Any, CacheBackend]]:
     """Return cache backends, selected by ``cache_backend``."""
+    raise NotImplementedError
 
 
 @hookspec
-def tenancy_rate_limiters() -> Iterable[Provider[Any, RateLimiter]]:  # type: ignore[empty-body]
+def tenancy_rate_limiters() -> Iterable[Provider[Any, RateLimiter]]:
     """Return rate limiters, selected by ``rate_limiter``."""
+    raise NotImplementedError
 
 
 @hookspec
-def tenancy_stores() -> Iterable[Provider[Any, TenantStore]]:  # type: ignore[empty-body]
+def tenancy_stores() -> Iterable[Provider[Any, TenantStore]]:
     """Return tenant stores. ``sql`` is used unless a store object is passed to ``Tenancy``."""
+    raise NotImplementedError
 
 
 @hookspec
-def tenancy_observers() -> Iterable[Provider[Any, Observer]]:  # type: ignore[empty-body]
+def tenancy_observers() -> Iterable[Provider[Any, Observer]]:
     """Return observers; every one that is installed is used."""
+    raise NotImplementedError
 
 
 @hookspec
-def tenancy_audit_sinks() -> Iterable[Provider[Any, AuditSink]]:  # type: ignore[empty-body]
+def tenancy_audit_sinks() -> Iterable[Provider[Any, AuditSink]]:
     """Return audit sinks; every one that is installed is used."""
+    raise NotImplementedError
 
 
 @hookspec
-def tenancy_checks() -> Iterable[Check]:  # type: ignore[empty-body]
+def tenancy_checks() -> Iterable[Check]:
     """Return items for the production checklist."""
+    raise NotImplementedError
 
 
 @hookspec
-def tenancy_commands() -> Iterable[Command]:  # type: ignore[empty-body]
+def tenancy_commands() -> Iterable[Command]:
     """Return commands for the ``tenancy`` command line."""
+    raise NotImplementedError

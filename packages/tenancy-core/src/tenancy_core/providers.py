@@ -64,7 +64,7 @@ class Provider(Generic[SectionT, ProductT_co]):
             raise ValueError(
                 f"A provider's name is letters, digits, '-', '_' and '.', not {self.name!r}."
             )
-        if isinstance(self.dialects, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if isinstance(self.dialects, str):
             raise TypeError(f"dialects is a set of names: frozenset({{{self.dialects!r}}}).")
 
 

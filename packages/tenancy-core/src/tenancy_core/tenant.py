@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from tenancy_core.errors import InvalidIdentifier
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -125,16 +125,18 @@ class Tenant:
 
 def _freeze(value: Any) -> Any:  # noqa: ANN401 - JSON has no closed type
     if isinstance(value, (dict, MappingProxyType)):
-        return MappingProxyType({key: _freeze(item) for key, item in value.items()})
+        items = cast("Mapping[str, Any]", value)
+        return MappingProxyType({key: _freeze(item) for key, item in items.items()})
     if isinstance(value, (list, tuple)):
-        return tuple(_freeze(item) for item in value)
+        return tuple(_freeze(item) for item in cast("Sequence[Any]", value))
     return value
 
 
 def thaw(value: Any) -> Any:  # noqa: ANN401 - JSON has no closed type
     """Return a frozen ``metadata`` or ``limits`` as plain, JSON-serialisable dicts and lists."""
     if isinstance(value, (dict, MappingProxyType)):
-        return {key: thaw(item) for key, item in value.items()}
+        items = cast("Mapping[str, Any]", value)
+        return {key: thaw(item) for key, item in items.items()}
     if isinstance(value, (list, tuple)):
-        return [thaw(item) for item in value]
+        return [thaw(item) for item in cast("Sequence[Any]", value)]
     return value

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends
-from fastapi.requests import HTTPConnection
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tenancy_core import ConfigurationError, Tenancy, Tenant, current_tenant, require_tenant
+from tenancy_core import NoCurrentTenant, Tenancy, Tenant, current_tenant, require_tenant
+from tenancy_core.context import binding
 
 __all__ = [
     "CurrentTenant",
@@ -38,28 +38,32 @@ async def get_optional_tenant() -> Tenant | None:
     return current_tenant()
 
 
-async def get_tenant_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+async def get_tenant_session() -> AsyncIterator[AsyncSession]:
     """Open a session of the request's tenant.
 
     It commits before the response leaves, so that a commit that fails is a 5xx and never a 200;
     it rolls back if the path operation raises, and is closed before a streamed body, an event
     stream or a background task runs: those open ``tenancy.session()`` themselves.
     """
-    async with _tenancy_of(connection).session() as session:
+    async with _tenancy().session() as session:
         yield session
 
 
-async def get_read_only_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+async def get_read_only_session() -> AsyncIterator[AsyncSession]:
     """As :func:`get_tenant_session`; the database refuses writes, and nobody waits for it."""
-    async with _tenancy_of(connection).session(read_only=True) as session:
+    async with _tenancy().session(read_only=True) as session:
         yield session
 
 
-def _tenancy_of(connection: HTTPConnection) -> Tenancy:
-    # From the scope, and not from request.app, which is the sub-application inside a mount.
-    tenancy: Tenancy | None = connection.scope.get("state", {}).get("tenancy")
-    if tenancy is None:
-        raise ConfigurationError("Call install(app, tenancy) for this application first.")
+def _tenancy() -> Tenancy:
+    # Whose tenant it is, and not what request.app has: that is the sub-application in a mount.
+    bound = binding.get()
+    if bound is None:
+        raise NoCurrentTenant(
+            "This request has no tenant: its path is excluded, or tenancy is not installed in "
+            "this application, install(app, tenancy)."
+        )
+    tenancy: Tenancy = bound.owner
     return tenancy
 
 

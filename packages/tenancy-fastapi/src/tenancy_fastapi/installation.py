@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from fastapi import routing
@@ -94,12 +94,8 @@ def _open_with(app: FastAPI, tenancy: Tenancy) -> None:
     @asynccontextmanager
     async def lifespan(application: Any) -> AsyncGenerator[Any, None]:  # noqa: ANN401 - Starlette's type
         _check_sessions(app)
-        if tenancy.is_open:
-            async with own(application) as state:
-                yield state
-        else:
-            async with tenancy, own(application) as state:
-                yield state
+        async with nullcontext() if tenancy.is_open else tenancy, own(application) as state:
+            yield {**(state or {}), "tenancy": tenancy}
 
     app.router.lifespan_context = lifespan
 

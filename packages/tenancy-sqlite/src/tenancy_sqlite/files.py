@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sqlite3
+import stat
 from typing import TYPE_CHECKING, Any, Final
 
 from tenancy_core.errors import IsolationError
@@ -68,15 +69,15 @@ class TenantFiles:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         self.check_inside(path)
 
-    def is_complete(self, name: str) -> bool:
-        """Whether the file is there and provisioning was finished."""
+    def is_there(self, name: str) -> bool:
+        """Whether there is a file, complete or not.
+
+        Raises:
+            IsolationError: Something else is in its place.
+        """
         path = self.path(name)
-        if not path.is_file():
-            return False
         self.check_inside(path)
-        with contextlib.closing(sqlite3.connect(path)) as connection:
-            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-        return bool(application_id == APPLICATION_ID)
+        return path.is_file()
 
     def remove(self, name: str) -> None:
         """Remove the file and what SQLite keeps beside it. No error if it is gone."""
@@ -102,7 +103,9 @@ class TenantFiles:
             def __init__(self, database: str, *args: Any, **options: Any) -> None:
                 path = files.path(os.path.basename(database).removesuffix(".db"))
                 files.check_inside(path)
-                if not path.is_file():
+                self._path = path
+                self._file = _identity(path)
+                if self._file is None:
                     # sqlite3 would make an empty database: a tenant without data, silently.
                     raise IsolationError(f"The database {path.name} of the tenant is missing.")
                 super().__init__(str(path), *args, **options)
@@ -118,9 +121,25 @@ class TenantFiles:
                     self.close()
                     raise
 
+            def cursor(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as sqlite3
+                # A file that was removed or restored from a backup under a pooled connection
+                # would go on taking writes, and lose them. The words make SQLAlchemy replace the
+                # connection; before a transaction, nothing is lost by that.
+                if not self.in_transaction and _identity(self._path) != self._file:
+                    raise sqlite3.OperationalError("connection closed: its file was replaced")
+                return super().cursor(*args, **options)
+
             def _require_complete(self, name: str) -> None:
                 (application_id,) = self.execute("PRAGMA application_id").fetchone()
                 if application_id != APPLICATION_ID:
                     raise IsolationError(f"The database {name} of the tenant is not complete.")
 
         return TenantConnection
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None

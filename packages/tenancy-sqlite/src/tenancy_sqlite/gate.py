@@ -35,17 +35,14 @@ class WriteGate:
                 "This task already has a session of this tenant open, and SQLite allows one "
                 "writer: use that session, or open this one with read_only=True."
             )
-        if not self._lock.locked():
-            await self._lock.acquire()
-        else:
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await self._lock.acquire()
-            except TimeoutError:
-                raise BackendUnavailable(
-                    f"Another session of the tenant kept its database for {self._timeout:g} "
-                    "seconds."
-                ) from None
+        try:
+            # Also while the lock is open: it may be on its way to somebody who waits already.
+            async with asyncio.timeout(self._timeout):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise BackendUnavailable(
+                f"Another session of the tenant kept its database for {self._timeout:g} seconds."
+            ) from None
         self._holder = task
 
     async def __aexit__(

@@ -95,6 +95,7 @@ class SqliteDatabaseIsolation:
 
     async def __aenter__(self) -> Self:
         await anyio.to_thread.run_sync(self._files.prepare)
+        await self._engines.__aenter__()
         return self
 
     async def __aexit__(
@@ -156,12 +157,21 @@ class SqliteDatabaseIsolation:
     async def exists(self, tenant: Tenant, /) -> bool:
         """See the contract."""
         require_own(tenant, self.name)
-        return await anyio.to_thread.run_sync(self._files.is_complete, tenant.placement.name)
+        name = tenant.placement.name
+        if not await anyio.to_thread.run_sync(self._files.is_there, name):
+            return False
+        engine = self._engine(name, complete=False)
+        try:
+            async with engine.execution_options(**_READS).connect() as connection:
+                found = await connection.exec_driver_sql("PRAGMA application_id")
+                return bool(found.scalar() == APPLICATION_ID)
+        finally:
+            await engine.dispose()
 
     async def destroy(self, tenant: Tenant, /) -> None:
         """See the contract."""
         require_own(tenant, self.name)
         name = tenant.placement.name
-        async with self._gates.of(name):
-            await self._engines.discard(name)
+        timeout = self._config.database_pool_timeout
+        async with self._gates.of(name), self._engines.barred(name, timeout):
             await anyio.to_thread.run_sync(self._files.remove, name)

@@ -55,7 +55,7 @@ class Directory:
         self._owner = owner
         self._flights: SingleFlight[Binding | None] = SingleFlight()
         self._epoch = 0
-        self._listeners: list[Callable[[UUID], Awaitable[None]]] = []
+        self._listeners: list[Callable[[UUID | None], Awaitable[None]]] = []
 
     # -- asking --------------------------------------------------------------------------------
 
@@ -70,14 +70,17 @@ class Directory:
             return entry.binding
         if self.l1.is_nobody(identifier):
             return None
-        return await self._flights.run(identifier, lambda: self._load(identifier))
+        # Who asks after a change does not join a look-up that began before it.
+        flight = (self._epoch, identifier)
+        return await self._flights.run(flight, lambda: self._load(identifier))
 
     async def find_by_id(self, tenant_id: UUID) -> Binding | None:
         """As :meth:`find`, by id."""
         entry = self.l1.get_by_id(tenant_id)
         if entry is not None:
             return entry.binding
-        return await self._flights.run(tenant_id, lambda: self._load_by_id(tenant_id))
+        flight = (self._epoch, tenant_id)
+        return await self._flights.run(flight, lambda: self._load_by_id(tenant_id))
 
     def entry(self, binding: Binding) -> Entry | None:
         """Return the cache entry that holds exactly this binding, if it is kept."""
@@ -86,15 +89,20 @@ class Directory:
 
     async def _load(self, identifier: str) -> Binding | None:
         epoch = self._epoch
-        tenant = await self._from_shared(identifier)
+        # The key holds the generation in which the look-up began: a record that is overtaken by a
+        # change of generation is written where nobody reads it.
+        key = await self._shared_key(identifier)
+        tenant = None if key is None else await self._from_shared(key, identifier)
         if tenant is None:
             tenant = await self._store.get_by_identifier(identifier)
             if tenant is None:
                 if epoch == self._epoch:
                     self.l1.put_nobody(identifier)
                 return None
-            if epoch == self._epoch:
-                await self._to_shared(tenant)
+            # Not one that is not served: nobody is not kept there either, and to a stranger the
+            # two must cost the same.
+            if epoch == self._epoch and key is not None and tenant.active:
+                await self._to_shared(key, tenant)
         return self._keep(tenant, epoch)
 
     async def _load_by_id(self, tenant_id: UUID) -> Binding | None:
@@ -113,31 +121,39 @@ class Directory:
     async def _key(self, shared: CacheBackend, identifier: str) -> str:
         return f"tenant:{await shared.generation()}:{identifier}"
 
-    async def _from_shared(self, identifier: str) -> Tenant | None:
-        shared = self._shared
-        if shared is None:
+    async def _shared_key(self, identifier: str) -> str | None:
+        """Return where the shared cache keeps a tenant; None if there is none that answers."""
+        if self._shared is None:
             return None
         try:
-            data = await shared.get(await self._key(shared, identifier))
+            return await self._key(self._shared, identifier)
+        except Exception as error:  # noqa: BLE001 - whatever a cache does, the store answers
+            _log.warning("the shared cache failed, the store answers: %s", type(error).__name__)
+            return None
+
+    async def _from_shared(self, key: str, identifier: str) -> Tenant | None:
+        assert self._shared is not None  # noqa: S101 - there is a key
+        try:
+            data = await self._shared.get(key)
         except Exception as error:  # noqa: BLE001 - whatever a cache does, the store answers
             _log.warning("the shared cache failed, the store answers: %s", type(error).__name__)
             return None
         return None if data is None else decode(data, identifier=identifier)
 
-    async def _to_shared(self, tenant: Tenant) -> None:
-        shared = self._shared
-        if shared is None:
-            return
+    async def _to_shared(self, key: str, tenant: Tenant) -> None:
+        assert self._shared is not None  # noqa: S101 - there is a key
         try:
-            key = await self._key(shared, tenant.identifier)
-            await shared.set(key, encode(tenant), ttl=self._shared_ttl)
+            await self._shared.set(key, encode(tenant), ttl=self._shared_ttl)
         except Exception as error:  # noqa: BLE001 - whatever a cache does, the store answers
             _log.warning("the shared cache failed: %s", type(error).__name__)
 
     # -- forgetting ----------------------------------------------------------------------------
 
-    def on_change(self, listener: Callable[[UUID], Awaitable[None]]) -> None:
-        """Call ``listener`` with the id of every tenant that is forgotten because it changed."""
+    def on_change(self, listener: Callable[[UUID | None], Awaitable[None]]) -> None:
+        """Call ``listener`` with the id of every tenant that is forgotten because it changed.
+
+        With None where it is unknown who changed: it may have been anybody.
+        """
         self._listeners.append(listener)
 
     async def forget(self, tenant_id: UUID, *identifiers: str) -> None:
@@ -146,23 +162,36 @@ class Directory:
         Args:
             tenant_id: Of the tenant that changed.
             *identifiers: All that it has, or had before the change.
+
+        Raises:
+            BackendUnavailable: The shared cache could not be told. Everybody else was.
         """
         self._epoch += 1
         self.l1.forget(tenant_id)
-        shared = self._shared
-        if shared is not None:
-            try:
-                for identifier in identifiers:
-                    await shared.delete(await self._key(shared, identifier))
-                if not identifiers:
-                    await shared.generation(bump=True)
-            except Exception as error:
-                raise BackendUnavailable(
-                    "The change is committed, and the shared cache could not be told "
-                    f"({type(error).__name__}); it forgets by its time-to-live."
-                ) from error
+        try:
+            if self._shared is not None:
+                await self._forget_shared(self._shared, identifiers)
+        finally:
+            for listener in self._listeners:
+                await listener(tenant_id)
+
+    async def _forget_shared(self, shared: CacheBackend, identifiers: tuple[str, ...]) -> None:
+        try:
+            for identifier in identifiers:
+                await shared.delete(await self._key(shared, identifier))
+            if not identifiers:
+                await shared.generation(bump=True)
+        except Exception as error:
+            raise BackendUnavailable(
+                "The change is committed, and the shared cache could not be told "
+                f"({type(error).__name__}); it forgets by its time-to-live."
+            ) from error
+
+    async def forget_everybody(self) -> None:
+        """As :meth:`forget`, where it is unknown who changed."""
+        self.forget_all()
         for listener in self._listeners:
-            await listener(tenant_id)
+            await listener(None)
 
     def forget_all(self) -> None:
         """Drop everything that is cached in this process."""

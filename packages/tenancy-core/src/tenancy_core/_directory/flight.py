@@ -43,7 +43,7 @@ class SingleFlight(Generic[T]):
             if flight.error is not None:
                 raise flight.error
             if flight.landed:
-                return flight.value  # type: ignore[return-value]
+                return flight.value  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  # it landed
         flight = self._flights[key] = _Flight()
         try:
             flight.value = await fetch()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from tenancy_core.errors import BackendUnavailable
+
 if TYPE_CHECKING:
     from tenancy_core._directory.directory import Directory
     from tenancy_core.contract import TenantStore
@@ -56,11 +58,26 @@ class ChangeFollower:
                 self._failing = False
 
     async def poll(self) -> None:
-        """Forget what changed since the last call."""
+        """Forget what changed since the last call.
+
+        Raises:
+            BackendUnavailable: The store or the shared cache could not be asked. What is known to
+                have changed is forgotten here all the same, and told again by the next call.
+        """
         while changes := await self._store.changes(after=self._seen):
             if changes[0].sequence != self._seen + 1:
                 # The sequence was cut behind us: what was in the gap is unknown.
-                self._directory.forget_all()
+                await self._directory.forget_everybody()
+            failure: BackendUnavailable | None = None
             for tenant_id in dict.fromkeys(change.tenant_id for change in changes):
-                await self._directory.forget(tenant_id)
+                try:
+                    await self._directory.forget(tenant_id)
+                except BackendUnavailable as error:
+                    failure = error
+            if failure is not None:
+                raise failure
             self._seen = changes[-1].sequence
+        if (newest := await self._store.last_change()) < self._seen:
+            # An older state was restored: its next changes have numbers that were seen before.
+            await self._directory.forget_everybody()
+            self._seen = newest

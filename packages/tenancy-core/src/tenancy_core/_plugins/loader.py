@@ -10,9 +10,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterable
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pluggy
 
@@ -33,7 +32,7 @@ from tenancy_core.errors import DuplicateProviderError, PluginLoadError
 from tenancy_core.providers import Provider
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from importlib.metadata import EntryPoint
 
 __all__ = ["load_plugins"]
@@ -100,13 +99,18 @@ def _way_out(owner: str) -> str:
     return f"Upgrade it, uninstall it, or block it: TENANCY_PLUGINS_BLOCKED={owner}."
 
 
+def _in_a_line(error: Exception) -> str:
+    text = " ".join(str(error).split()).removesuffix(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _load(entry: EntryPoint, owner: str, registry: Registry) -> None:
     way_out = _way_out(owner)
     try:
         module: Any = entry.load()
     except Exception as error:
         raise PluginLoadError(
-            f"The plugin {owner} cannot be imported ({type(error).__name__}: {error}). {way_out}"
+            f"The plugin {owner} cannot be imported ({_in_a_line(error)}). {way_out}"
         ) from error
     api = getattr(module, "TENANCY_HOOK_API", hookspecs.HOOK_API)
     if api != hookspecs.HOOK_API:
@@ -122,8 +126,8 @@ def _load(entry: EntryPoint, owner: str, registry: Registry) -> None:
         manager.register(module, name=owner)
     except pluggy.PluginValidationError as error:
         raise PluginLoadError(
-            f"The plugin {owner} implements a hook with another signature: "
-            f"{' '.join(str(error).split())}. {way_out}"
+            f"The plugin {owner} implements a hook with another signature "
+            f"({_in_a_line(error)}). {way_out}"
         ) from error
     for name, kind in _PROVIDERS.items():
         for provider in _call(manager, name, owner, Provider, way_out):
@@ -139,18 +143,21 @@ def _load(entry: EntryPoint, owner: str, registry: Registry) -> None:
 def _flaw(module: Any) -> str | None:
     """Say which hook of a module would be called wrongly or, worse, never."""
     for name in dir(module):
-        function = getattr(module, name)
-        options = getattr(function, f"{hookspecs.PROJECT}_impl", None)
-        if not isinstance(options, dict):
+        function: Any = getattr(module, name, None)
+        marked: object = getattr(function, f"{hookspecs.PROJECT}_impl", None)
+        if not isinstance(marked, dict):
             is_spec = hasattr(function, f"{hookspecs.PROJECT}_spec")
             if name in _HOOKS and inspect.isfunction(function) and not is_spec:
                 return f"defines {name} without @hookimpl, so it would never be called"
             continue
-        hook = options.get("specname") or name
-        if hook not in _HOOKS and not options.get("optionalhook"):
+        options = cast("dict[str, Any]", marked)
+        hook: str = options["specname"] or name
+        if hook not in _HOOKS and not options["optionalhook"]:
             near = difflib.get_close_matches(hook, sorted(_HOOKS), n=1)
-            return f"implements the hook {hook!r}, which does not exist; " + (
-                f"did you mean {near[0]!r}?" if near else f"there is {', '.join(sorted(_HOOKS))}"
+            return f"implements the hook {hook!r}, which does not exist" + (
+                f" (did you mean {near[0]!r}?)"
+                if near
+                else f"; there is {', '.join(sorted(_HOOKS))}"
             )
         if inspect.iscoroutinefunction(function):
             return f"implements {name} as async def; hooks are called at start-up, without a loop"
@@ -164,14 +171,16 @@ def _call(
     try:
         # pluggy leaves None out: a hook that forgot to return would go unnoticed.
         answers: list[Any] = hook() or [None for _ in hook.get_hookimpls()]
-        lists = [list(part) if isinstance(part, Iterable) else part for part in answers]
+        lists: list[Any] = [
+            list(part) if hasattr(part, "__iter__") else part for part in answers
+        ]
     except Exception as error:
         raise PluginLoadError(
-            f"The hook {name} of {owner} raised {type(error).__name__}: {error}. {way_out}"
+            f"The hook {name} of {owner} failed ({_in_a_line(error)}). {way_out}"
         ) from error
     items: list[Any] = []
     for part in lists:
-        if not isinstance(part, list):
+        if type(part) is not list:
             raise PluginLoadError(
                 f"The hook {name} of {owner} returned {type(part).__name__} where a list of "
                 f"{wanted.__name__} is allowed. {way_out}"

@@ -192,10 +192,12 @@ class Registry:
                 f"{package} does not offer. On {dialect} there is {_listed(here)}."
             )
         if elsewhere:
+            packages = sorted({DATABASES[there] for there in elsewhere if there in DATABASES})
             raise UnsupportedCombinationError(
-                f"TENANCY_ISOLATION_STRATEGY asks for {name!r}, which {dialect} does not have "
-                f"(it is there for {_listed(elsewhere)}). On {dialect} there is {_listed(here)}: "
-                f"set TENANCY_ISOLATION_STRATEGY={here[0]}, or use another database."
+                f"TENANCY_ISOLATION_STRATEGY asks for {name!r}, which {dialect} does not have. "
+                f"On {dialect} there is {_listed(here)}: set TENANCY_ISOLATION_STRATEGY={here[0]}, "
+                f"or use another database ({name!r} is there for {_listed(elsewhere)}"
+                + (f": pip install {' or '.join(packages)})." if packages else ").")
             )
         near = difflib.get_close_matches(name, here, n=1, cutoff=0.6)
         raise UnknownProviderError(

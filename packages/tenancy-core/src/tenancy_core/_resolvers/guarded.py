@@ -71,7 +71,7 @@ class GuardedResolver:
             ) from error
         if claim is None:
             return None
-        if not isinstance(claim, TenantClaim):
+        if not isinstance(claim, TenantClaim):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ResolverError(
                 f"The resolver {self.name!r} returned {type(claim).__name__}; "
                 "a TenantClaim or None is allowed."
@@ -79,7 +79,7 @@ class GuardedResolver:
         identifier: object = claim.identifier
         verified: object = claim.verified
         # A "no" or a None would be read as proven or as unproven, by chance.
-        if not isinstance(identifier, str) or not isinstance(verified, bool):
+        if not isinstance(identifier, str) or not isinstance(verified, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ResolverError(
                 f"The resolver {self.name!r} returned a TenantClaim whose identifier is no str, "
                 "or whose verified is no bool."

@@ -15,13 +15,14 @@ from tenancy_core.errors import (
     VersionConflict,
 )
 
+from tenancy_core.tenant import Tenant, TenantStatus
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
     from uuid import UUID
 
     from tenancy_core.contract import AuditEvent, JournalStep
-    from tenancy_core.tenant import Tenant, TenantStatus
 
 __all__ = ["MemoryTenantStore"]
 
@@ -51,7 +52,12 @@ class _State:
 
     def by_identifier(self, identifier: str) -> Tenant | None:
         return next(
-            (tenant for tenant in self.tenants.values() if tenant.identifier == identifier), None
+            (
+                tenant
+                for tenant in self.tenants.values()
+                if tenant.identifier == identifier and identifier
+            ),
+            None,
         )
 
 
@@ -89,7 +95,8 @@ class MemoryTenantStore:
             (
                 tenant
                 for tenant in self._state.tenants.values()
-                if (status is None or tenant.status is status)
+                if tenant.identifier
+                and (status is None or tenant.status is status)
                 and (plan is None or tenant.plan == plan)
                 and (after is None or tenant.identifier > after)
             ),
@@ -134,7 +141,7 @@ class _Transaction:
 
     async def __aenter__(self) -> Self:
         await self._lock.acquire()
-        self._state = self._store._state.copy()  # noqa: SLF001 - one room
+        self._state = self._store._state.copy()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # one room
         return self
 
     async def __aexit__(
@@ -144,7 +151,7 @@ class _Transaction:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
-            self._store._swap(self._state)  # noqa: SLF001 - one room
+            self._store._swap(self._state)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # one room
         self._lock.release()
 
     async def create(self, tenant: Tenant, /) -> None:
@@ -153,7 +160,7 @@ class _Transaction:
         if tenant.id in state.tenants or state.by_identifier(tenant.identifier) is not None:
             raise TenantExists(f"There is already a tenant {tenant.identifier!r}.")
         self._refuse_taken_place(tenant)
-        state.tenants[tenant.id] = tenant
+        state.tenants[tenant.id] = _stored(tenant)
 
     async def update(self, tenant: Tenant, /, *, expected_version: int) -> None:
         """See the contract."""
@@ -163,11 +170,11 @@ class _Transaction:
             raise VersionConflict(
                 f"Tenant {tenant.identifier!r} is no longer at version {expected_version}."
             )
-        other = state.by_identifier(tenant.identifier)
+        other = state.by_identifier(_stored(tenant).identifier)
         if other is not None and other.id != tenant.id:
             raise TenantExists(f"There is already a tenant {tenant.identifier!r}.")
         self._refuse_taken_place(tenant)
-        state.tenants[tenant.id] = tenant
+        state.tenants[tenant.id] = _stored(tenant)
 
     def _refuse_taken_place(self, tenant: Tenant) -> None:
         for other in self._state.tenants.values():
@@ -209,3 +216,8 @@ class _Transaction:
         state.sequence += 1
         state.changes = (*state.changes[-9_999:], Change(state.sequence, tenant_id))
         return state.sequence
+
+
+def _stored(tenant: Tenant) -> Tenant:
+    """Return the record as it is kept: an erased tenant gives its identifier back."""
+    return replace(tenant, identifier="") if tenant.status is TenantStatus.ERASED else tenant

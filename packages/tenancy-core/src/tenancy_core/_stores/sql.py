@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -93,9 +94,8 @@ class SqlTenantStore:
 
     async def __aenter__(self) -> Self:
         if self._path is not None:
-            await anyio.to_thread.run_sync(
-                lambda: self._path and self._path.parent.mkdir(parents=True, exist_ok=True)
-            )
+            make_folder = partial(self._path.parent.mkdir, parents=True, exist_ok=True)
+            await anyio.to_thread.run_sync(make_folder)
         async with _reach:
             await self._create_tables()
         return self
@@ -221,7 +221,8 @@ class SqlTenantStore:
         columns = tables.counters.c
         query = select(columns.value).where(columns.name == "changes")
         async with _reach, self._reading.connect() as connection:
-            return (await connection.execute(query)).scalar_one()
+            value: int = (await connection.execute(query)).scalar_one()
+        return value
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -413,7 +414,7 @@ def _columns(tenant: Tenant) -> dict[str, Any]:
 
 
 def _tenant(row: Row[Any]) -> Tenant:
-    values = row._mapping  # noqa: SLF001 - SQLAlchemy's documented accessor
+    values = row._mapping  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # public, says SQLAlchemy
     return Tenant(
         id=values["id"],
         identifier=values["identifier"] or "",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenancy_core._ratelimit import MissLimiter
 from tenancy_core._resolvers.host import is_trusted
+from tenancy_core.contract import RateLimitDecision
 from tenancy_core.errors import (
     BackendUnavailable,
     InvalidCredentials,
@@ -72,7 +73,7 @@ class Admission:
         self._observers = parts.observers
         self._require_verified = config.require_verified_tenant
         self._proxies = config.trusted_proxies
-        self._misses = MissLimiter()
+        self._misses = MissLimiter(clock=tenancy.clock)
         self.raw_header = parts.raw_header
         self.fast = (
             self.raw_header is not None
@@ -115,6 +116,29 @@ class Admission:
             raise
         self._remember(connection, bound)
         return bound
+
+    async def confirm(self, bound: Binding) -> None:
+        """Refuse a tenant that was suspended after it was looked up.
+
+        A socket asks once it is watched: what happened before that, nobody would tell it.
+
+        Raises:
+            TenantNotFound: It is no longer served.
+            BackendUnavailable: The store could not be asked.
+        """
+        try:
+            found = await self._directory.find_by_id(bound.tenant.id)
+            if found is None or not found.tenant.active:
+                raise TenantNotFound
+        except TenancyError as error:
+            status = error.status if isinstance(error, RequestRefused) else 503
+            self._observers.refused(error.code, status, bound.tenant)
+            raise
+        except Exception as error:
+            self._observers.refused(BackendUnavailable.code, 503, bound.tenant)
+            raise BackendUnavailable(
+                f"The tenant store failed ({type(error).__name__})."
+            ) from error
 
     async def _claim(self, connection: Connection) -> TenantClaim:
         claim = await self._resolver.resolve(connection)
@@ -171,8 +195,8 @@ class Admission:
             return claim.verified
         try:
             answer: Any = await self._membership(connection, tenant, claim)
-        except TenancyError:
-            raise
+        except (RequestRefused, ResolverError, BackendUnavailable):
+            raise  # its own way to refuse; any other error is a mistake in it
         except Exception as error:
             raise ResolverError(
                 f"The membership hook raised {type(error).__name__}."
@@ -183,7 +207,9 @@ class Admission:
         assert self._limiter is not None  # noqa: S101 - the caller looked
         limit = self._config.rate_limit(tenant)
         try:
-            decision = await self._limiter.hit(str(tenant.id), limit)
+            decision: object = await self._limiter.hit(str(tenant.id), limit)
+            if not isinstance(decision, RateLimitDecision):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(type(decision).__name__)
         except Exception as error:
             if self._config.rate_limit_fail_closed:
                 raise BackendUnavailable(
@@ -192,8 +218,10 @@ class Admission:
             _log.warning("the rate limiter failed (%s): not limited", type(error).__name__)
             return
         if not decision.allowed:
+            # The window is first, and so also takes the place of a NaN.
+            retry_after = min(limit.window, decision.retry_after)
             raise RateLimitExceeded(
-                retry_after=decision.retry_after, limit=limit.count, window=limit.window
+                retry_after=retry_after, limit=limit.count, window=limit.window
             )
 
     def _remember(self, connection: Connection, bound: Binding) -> None:

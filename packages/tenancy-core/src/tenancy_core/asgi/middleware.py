@@ -7,6 +7,7 @@ tenant named by one header is bound at once; everything else goes through
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from tenancy_core.asgi.admission import Admission
@@ -32,12 +33,17 @@ if TYPE_CHECKING:
 
 __all__ = ["TenancyMiddleware"]
 
+# CPython looks a method of an imported name up anew for every call; bound once, each costs a
+# request some 500 instructions less.
+_bind = binding.set
+_unbind = binding.reset
+
 
 class TenancyMiddleware:
     """Binds each HTTP request and WebSocket to its tenant, or refuses it.
 
     Inside it, ``current_tenant()`` and ``tenancy.session()`` work, and ``scope["state"]`` holds
-    ``tenancy`` and ``tenant``.
+    ``tenant``.
 
     Args:
         app: What runs as the tenant.
@@ -49,8 +55,8 @@ class TenancyMiddleware:
         ConfigurationError: An excluded path could never match.
     """
 
-    __slots__ = ("_admission", "_app", "_clock", "_entries", "_excluded", "_fast", "_header",
-                 "_prefixes", "_render", "_tenancy")  # fmt: skip
+    __slots__ = ("_admission", "_app", "_clock", "_entries", "_excluded", "_excluded_bytes",
+                 "_header", "_prefixes", "_render", "_tenancy")  # fmt: skip
 
     def __init__(
         self,
@@ -70,46 +76,47 @@ class TenancyMiddleware:
         self._tenancy = tenancy
         self._excluded = ExcludedPaths((*tenancy.config.excluded_paths, *extra))
         self._prefixes = self._excluded.prefixes
+        self._excluded_bytes = frozenset(path[1] for path in self._prefixes if len(path) > 1)
         self._render = render
         self._admission: Admission | None = None
         # Copied out of the admission, because every request reads them.
-        self._fast = False
         self._header = b""
-        self._entries: dict[bytes, Any] = {}
+        self._entries: dict[Any, Any] = {}
         self._clock = tenancy.clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "http" and self._fast and not scope.get("root_path"):
-            path = scope.get("raw_path")
-            if (
-                path is not None
-                and not path.startswith(self._prefixes)
-                and scope["method"] != "OPTIONS"
-            ):
-                header = self._header
-                raw = None
-                for name, value in scope["headers"]:
-                    if name == header:
-                        if raw is not None:
-                            break
-                        raw = value
-                else:
-                    entry = self._entries.get(raw)
-                    if entry is not None and entry.expires > self._clock():
-                        entry.used = True
-                        bound = entry.binding
-                        state = scope.get("state")
-                        if state is None:
-                            state = scope["state"] = {}
-                        state["tenancy"] = bound.owner
-                        state["tenant"] = bound.tenant
-                        token = binding.set(bound)
-                        try:
-                            await self._app(scope, receive, send)
-                        finally:
-                            binding.reset(token)
-                        return
+        # Every instruction counts here (tests/bench/count_instructions.py): subscripts instead of
+        # get(), one exception for whatever is missing, and a byte before a prefix is compared.
+        token = None
+        if scope["type"] == "http" and scope["method"] != "OPTIONS":
+            try:
+                path = scope["raw_path"]
+                if not scope["root_path"] and not (
+                    path[1] in self._excluded_bytes and path.startswith(self._prefixes)
+                ):
+                    header = self._header
+                    raw = None
+                    for name, value in scope["headers"]:
+                        if name == header:
+                            if raw is not None:
+                                break
+                            raw = value
+                    else:
+                        entry = self._entries[raw]
+                        if entry.expires > self._clock():
+                            entry.used = True
+                            bound = entry.binding
+                            scope["state"]["tenant"] = bound.tenant
+                            token = _bind(bound)
+            except (LookupError, TypeError):
+                pass  # something is absent: an unknown tenant, or an optional part of the scope
+        if token is not None:
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                _unbind(token)
+            return
         await self._admit(scope, receive, send)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,8 +124,9 @@ class TenancyMiddleware:
         if kind not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        state = scope.setdefault("state", {})
-        state["tenancy"] = self._tenancy
+        state = scope.get("state")
+        if state is None:
+            state = scope["state"] = {}
         connection = Connection(scope)
         if _is_preflight(scope) or self._excluded.match(connection.raw_path):
             await self._app(scope, receive, send)
@@ -133,24 +141,30 @@ class TenancyMiddleware:
             return
         state["tenant"] = bound.tenant
         if kind == "websocket":
-            await self._serve_socket(bound, scope, receive, send)
+            await self._serve_socket(admission, bound, scope, receive, send)
         else:
             await self._serve(bound, scope, receive, send)
 
     async def _serve(self, bound: Binding, scope: Scope, receive: Receive, send: Send) -> None:
-        token = binding.set(bound)
+        token = _bind(bound)
         try:
             await self._app(scope, receive, send)
         finally:
-            binding.reset(token)
+            _unbind(token)
 
     async def _serve_socket(
-        self, bound: Binding, scope: Scope, receive: Receive, send: Send
+        self, admission: Admission, bound: Binding, scope: Scope, receive: Receive, send: Send
     ) -> None:
         socket = RevocableSocket(receive, send)
         end_watch = self._tenancy.watch(bound.tenant, socket.revoke)
         try:
-            await self._serve(bound, scope, socket.receive, socket.send)
+            try:
+                await admission.confirm(bound)
+            except TenancyError as error:
+                with suppress(OSError):  # it was closed meanwhile
+                    await send_refusal(self._render(error), scope, socket.receive, socket.send)
+            else:
+                await self._serve(bound, scope, socket.receive, socket.send)
         finally:
             end_watch()
 
@@ -160,9 +174,9 @@ class TenancyMiddleware:
         admission = self._admission
         if admission is None or admission.parts is not parts:
             admission = self._admission = Admission(self._tenancy)
-            self._fast = admission.fast
+            # Without a fast way nothing is ever found here.
             self._header = admission.raw_header or b""
-            self._entries = parts.directory.l1.aliases
+            self._entries = parts.directory.l1.aliases if admission.fast else {}
         return admission
 
 

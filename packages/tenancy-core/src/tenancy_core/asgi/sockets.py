@@ -28,11 +28,12 @@ class RevocableSocket:
 
     On revocation whatever the application waits for is cancelled first (some servers hold a close
     back until a pending ``receive`` returns, and a client that reads nothing would hold it back
-    for ever), then the close is sent, and the application sees a disconnect. A later ``send``
-    raises ``OSError``, as the ASGI specification asks for closed connections.
+    for ever), then the close is sent, and only then the application sees a disconnect: one that
+    ends at once would take the connection with it, and the client would see 1006 and no reason. A
+    later ``send`` raises ``OSError``, as the ASGI specification asks for closed connections.
     """
 
-    __slots__ = ("_lock", "_receive", "_receiving", "_revoked", "_send", "_sending")
+    __slots__ = ("_closed", "_lock", "_receive", "_receiving", "_revoked", "_send", "_sending")
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class RevocableSocket:
         self._receive = receive
         self._send = send
         self._lock = anyio.Lock()
+        self._closed = anyio.Event()
         self._receiving: anyio.CancelScope | None = None
         self._sending: anyio.CancelScope | None = None
         self._revoked = False
@@ -49,11 +51,13 @@ class RevocableSocket:
     async def receive(self) -> Message:
         """ASGI ``receive``."""
         if not self._revoked:
+            message: Message | None = None
             with anyio.CancelScope() as self._receiving:
                 message = await self._receive()
             self._receiving = None
-            if not self._revoked:
+            if message is not None and not self._revoked:
                 return message
+        await self._closed.wait()
         return {"type": "websocket.disconnect", "code": _POLICY_VIOLATION, "reason": ""}
 
     async def send(self, message: Message) -> None:
@@ -64,6 +68,7 @@ class RevocableSocket:
                     await self._send(message)
                 self._sending = None
         if self._revoked:
+            await self._closed.wait()
             raise OSError("The tenant of this WebSocket is no longer served.")
 
     async def revoke(self) -> None:
@@ -81,3 +86,5 @@ class RevocableSocket:
                     await self._send(close)
         except Exception as error:  # noqa: BLE001 - servers raise what they like for a gone client
             _log.debug("closing a WebSocket: %s", type(error).__name__)
+        finally:
+            self._closed.set()

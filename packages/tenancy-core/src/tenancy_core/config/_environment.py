@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 
@@ -63,6 +63,8 @@ class Environment:
         """
         values: dict[str, str] = {}
         log_level: str | None = None
+        reason: str | None = None
+        sources: tuple[EnvSettingsSource, ...] = ()
         try:
             sources = (
                 DotEnvSettingsSource(settings, env_file=env_file),
@@ -70,8 +72,6 @@ class Environment:
             )
         except (OSError, UnicodeDecodeError) as error:
             reason = _why(error)
-        else:
-            reason = None
         if reason is not None:
             raise ConfigurationError(
                 f"The file {env_file} with settings cannot be read: {reason}. "
@@ -92,6 +92,9 @@ class Environment:
 
     def __repr__(self) -> str:
         return f"Environment({sorted(self._values)})"
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self  # immutable
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("An Environment holds secrets and is not pickled.")

@@ -95,11 +95,11 @@ class Plan(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_later(cls, values: object) -> object:
-        if isinstance(values, dict):
-            for name in LATER_IN_PLANS:
-                if name in values:
-                    raise ValueError(f"{name} is not part of this version; remove it")
+    def _refuse_later(cls, values: Any) -> Any:  # noqa: ANN401 - whatever is to be validated
+        given: Any = values
+        for name in LATER_IN_PLANS:
+            if isinstance(given, dict) and name in given:
+                raise ValueError(f"{name} is not part of this version; remove it")
         return values
 
 
@@ -336,9 +336,11 @@ class TenancyConfig(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic-settings' signature
         init_settings: PydanticBaseSettingsSource,
-        **_: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read nothing but the arguments; :meth:`from_env` is the one that reads more."""
         return (init_settings,)
@@ -366,14 +368,22 @@ class TenancyConfig(BaseSettings):
         given = frozenset(overrides)
         # Error trackers print the local variables of every frame.
         overrides.clear()
-        hints = [
-            f"{unread} is set and is no setting of tenancy-core; did you mean {meant}?"
-            for unread, meant in environment.unread(cls.variables()).items()
-            if meant is not None
-            and environment.get(meant) is None
-            and meant.removeprefix(PREFIX).lower() not in given
-        ]
-        raise ConfigurationError("\n".join([problem, *hints]))
+        lines = [problem]
+        # What is missing was meant rather than something else that looks as similar.
+        missing = [name for name in cls.variables() if f"{name} is missing" in problem]
+        if f"{PREFIX}DATABASE_URL" in missing and "DATABASE_URL" in os.environ:
+            lines.append(f"DATABASE_URL is set, and tenancy reads {PREFIX}DATABASE_URL.")
+        for unread, similar in environment.unread(cls.variables()).items():
+            meant = near_miss(unread, missing) or similar
+            if (
+                meant is not None
+                and environment.get(meant) is None
+                and meant.removeprefix(PREFIX).lower() not in given
+            ):
+                lines.append(
+                    f"{unread} is set and is no setting of tenancy-core; did you mean {meant}?"
+                )
+        raise ConfigurationError("\n".join(lines))
 
     @classmethod
     def _read(cls, environment: Environment, given: Collection[str]) -> dict[str, Any]:
@@ -408,8 +418,8 @@ class TenancyConfig(BaseSettings):
     def _check_control_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and is_in_memory(value.get_secret_value()):
             raise ValueError(
-                "names no file; the tenant store needs one that outlives a connection: "
-                "sqlite+aiosqlite:///./data/control.db"
+                "names no file; the tenant store needs one that outlives a connection "
+                "(sqlite+aiosqlite:///./data/control.db)"
             )
         return value
 
@@ -479,7 +489,7 @@ class TenancyConfig(BaseSettings):
             )
         try:
             for plan in (None, *self.plans):
-                self._plan_limit(plan)
+                self.plan_limit(plan)
         except ValueError as error:
             raise ValueError(
                 f"TENANCY_RATE_LIMIT_BURST, or a plan's burst, does not fit its limit: {error}"
@@ -528,14 +538,16 @@ class TenancyConfig(BaseSettings):
     def rate_limit(self, tenant: Tenant) -> RateLimit:
         """Return the limit of a tenant: its own, else its plan's, else the flat settings'."""
         own = tenant.limits
-        plan = self._plan_limit(tenant.plan)
+        plan = self.plan_limit(tenant.plan)
         if not own:
             return plan
         count = own.get("rate_limit_per_minute", plan.count)
         burst = own.get("rate_limit_burst", 0 if count != plan.count else plan.burst)
-        return RateLimit(count, self.rate_limit_window_seconds, burst)
+        # The plan may have been lowered since the tenant's own burst was accepted.
+        return RateLimit(count, self.rate_limit_window_seconds, min(burst, max(1, count - 1)))
 
-    def _plan_limit(self, name: str | None) -> RateLimit:
+    def plan_limit(self, name: str | None) -> RateLimit:
+        """Return the limit of a plan, or of no plan: its own, else the flat settings'."""
         plan = self.plans.get(name) if name is not None else None
         count = plan and plan.rate_limit_per_minute
         burst = plan and plan.rate_limit_burst
@@ -605,15 +617,16 @@ def check_excluded_path(path: str) -> None:
 
     Raises:
         ValueError: It does not start with a slash, ends with one, or has empty, dotted or
-            percent-encoded segments, a query or a space.
+            percent-encoded segments, a query, a space or something that is not ASCII.
     """
     if path == "/":
         return
     segments = path.split("/")[1:]
     if not path.startswith("/") or not segments or not all(segments):
         raise ValueError("holds something that is no path; write it like /health")
+    # Anything but printable ASCII arrives percent-encoded.
     if any(segment in {".", ".."} for segment in segments) or any(
-        char in path for char in "%?#* \t\\"
+        char in "%?#*\\" or not "!" <= char <= "~" for char in path
     ):
         raise ValueError("holds a path with dots, escapes, wildcards or a query; write plain segments")
 
@@ -641,13 +654,11 @@ def _explain(error: ValidationError, model: type[BaseModel], *, prefix: str = PR
         message = problem["msg"].removeprefix("Value error, ")
         variable = prefix + name.upper()
         if problem["type"] == "missing":
+            example = " (for instance sqlite+aiosqlite:///./data/control.db)"
             lines.append(
-                f"{variable} is missing. Set the variable, or pass {name}=…"
-                + (
-                    ", for instance sqlite+aiosqlite:///./data/control.db."
-                    if name == "database_url"
-                    else "."
-                )
+                f"{variable} is missing. Set the variable"
+                + (example if name == "database_url" else "")
+                + f", or pass the argument {name}."
             )
         elif problem["type"] == "extra_forbidden" and len(location) == 1:
             meant = near_miss(name, model.model_fields)
@@ -661,7 +672,7 @@ def _explain(error: ValidationError, model: type[BaseModel], *, prefix: str = PR
                 + (f" Did you mean {meant!r}?" if meant else "")
             )
         elif not name:
-            lines.append(message + ".")
+            lines.append(message.removesuffix(".") + ".")
         elif problem["type"] == "value_error":
             inner = "".join(f", {part}" for part in location[1:] if not part.isdigit())
             lines.append(f"{variable}{inner} {message}.")

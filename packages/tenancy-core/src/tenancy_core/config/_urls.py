@@ -12,10 +12,11 @@ _SCHEME: Final = re.compile(r"([a-z][a-z0-9]*)(?:\+([a-z][a-z0-9_]*))?://")
 _SERVER: Final = re.compile(
     r"(?:[^:/@]*(?::[^@]*)?@)?"  # user:password@
     r"(?:\[[0-9A-Fa-f:.]+\]|[^:/?@\[\]\s]+)?(?::[0-9]{1,5})?"  # host:port
-    r"(?:/[^?@]*)?(?:\?.*)?"  # /database?query
+    r"(?:/[^?@]*)?(?:\?[^@]*)?"  # /database?query
 )
-"""What may stand behind the scheme of a server's URL. SQLAlchemy would take an unescaped ``@`` or
-``:`` of a password for the start of the host or the port, and then print it in an error."""
+"""What may stand behind the scheme of a server's URL, with at most one ``@``. SQLAlchemy would take
+an unescaped ``@`` or ``:`` of a password for the start of the host or the port, and then print what
+it took for it in an error."""
 
 _DRIVERS: Final = {
     "sqlite": "sqlite+aiosqlite",
@@ -41,8 +42,8 @@ def require_async_url(url: str) -> None:
     match = _SCHEME.match(url)
     if match is None:
         raise ValueError(
-            "is no database URL; write for instance sqlite+aiosqlite:///./data/control.db "
-            "or postgresql+asyncpg://user:password@host/name"
+            "is no database URL (for instance sqlite+aiosqlite:///./data/control.db, "
+            "or postgresql+asyncpg://user:password@host/name)"
         )
     dialect, driver = match.groups()
     scheme = f"{dialect}+{driver}" if driver else dialect
@@ -63,8 +64,8 @@ def _require_form(dialect: str, rest: str) -> None:
         if rest and not rest.startswith("/"):
             raise ValueError(
                 "names a server, which SQLite does not have; three slashes stand before a "
-                "relative path and four before an absolute one: "
-                "sqlite+aiosqlite:///./data/control.db"
+                "relative path and four before an absolute one "
+                "(sqlite+aiosqlite:///./data/control.db)"
             )
     elif _SERVER.fullmatch(rest) is None:
         raise ValueError(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from tenancy_core._background import settle
 from tenancy_core.errors import BackendUnavailable
 from tenancy_core.sql.pool import BudgetedPool, PoolShare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
     from types import TracebackType
 
     from sqlalchemy import URL
@@ -76,16 +79,20 @@ class EngineLease:
 
     async def release(self) -> None:
         """Give the engine back. Call it once."""
-        self._entry.users -= 1
+        entry = self._entry
+        entry.users -= 1
+        if not entry.users:
+            entry.unused.set()
         await self._cache.shrink()
 
 
 class _Entry:
-    __slots__ = ("engine", "users")
+    __slots__ = ("engine", "unused", "users")
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         self.users = 0
+        self.unused = asyncio.Event()
 
 
 class EngineCache:
@@ -100,12 +107,13 @@ class EngineCache:
         size: The setting ``max_cached_engines``.
     """
 
-    __slots__ = ("_closed", "_entries", "_make", "_size")
+    __slots__ = ("_barred", "_closed", "_entries", "_make", "_size")
 
     def __init__(self, make: Callable[[str], AsyncEngine], size: int) -> None:
         self._make = make
         self._size = size
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._barred: set[str] = set()
         self._closed = False
 
     def __len__(self) -> int:
@@ -118,15 +126,18 @@ class EngineCache:
         """Return the engine of a key, making it if need be; release it after use.
 
         Raises:
-            BackendUnavailable: The cache is closed.
+            BackendUnavailable: The cache is closed, or the key is barred.
         """
         if self._closed:
             raise BackendUnavailable("The database engines are closed.")
+        if key in self._barred:
+            raise BackendUnavailable("The database of this tenant is being removed.")
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = _Entry(self._make(key))
         else:
             self._entries.move_to_end(key)
+            entry.unused.clear()
         entry.users += 1
         return EngineLease(self, entry)
 
@@ -136,15 +147,44 @@ class EngineCache:
             key = next((key for key, entry in self._entries.items() if not entry.users), None)
             if key is None:
                 return
-            await self._entries.pop(key).engine.dispose()
+            await settle(self._entries.pop(key).engine.dispose())
 
-    async def discard(self, key: str) -> None:
-        """Dispose of the engine of a key; connections in use are closed when they come back."""
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            await entry.engine.dispose()
+    @asynccontextmanager
+    async def barred(self, key: str, timeout: float) -> AsyncGenerator[None, None]:  # noqa: ASYNC109 - its caller's setting
+        """Keep everybody from a key for a block, which begins when no connection is open any more.
 
-    async def __aenter__(self) -> EngineCache:
+        Args:
+            key: Of the engine; there need not be one.
+            timeout: Seconds to wait for those who use it.
+
+        Raises:
+            BackendUnavailable: It was still in use then, or is barred by somebody else.
+        """
+        if key in self._barred:
+            raise BackendUnavailable("The database of this tenant is being removed.")
+        self._barred.add(key)
+        try:
+            entry = self._entries.get(key)
+            if entry is not None:
+                await self._until_unused(entry, timeout)
+                self._entries.pop(key, None)
+                await settle(entry.engine.dispose())
+            yield
+        finally:
+            self._barred.discard(key)
+
+    async def _until_unused(self, entry: _Entry, timeout: float) -> None:  # noqa: ASYNC109 - as above
+        try:
+            async with asyncio.timeout(timeout):
+                while entry.users:
+                    await entry.unused.wait()
+        except TimeoutError:
+            raise BackendUnavailable(
+                f"The tenant's database was still in use after {timeout:g} seconds."
+            ) from None
+
+    async def __aenter__(self) -> Self:
+        self._closed = False
         return self
 
     async def __aexit__(
@@ -154,6 +194,9 @@ class EngineCache:
         trace: TracebackType | None,
     ) -> None:
         self._closed = True
+        await settle(self._dispose_of_all())
+
+    async def _dispose_of_all(self) -> None:
         while self._entries:
             _, entry = self._entries.popitem()
             await entry.engine.dispose()

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import Pool
-from sqlalchemy.util import await_only
+from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util.concurrency import in_greenlet
 
+from tenancy_core._background import outlast
 from tenancy_core.errors import BackendUnavailable
 from tenancy_core.sql.budget import Slot
 
 if TYPE_CHECKING:
+    from asyncio import Task
+    from collections.abc import Coroutine
+
     from sqlalchemy.pool import ConnectionPoolEntry
 
     from tenancy_core.sql.budget import ConnectionBudget
@@ -48,10 +55,11 @@ class BudgetedPool(Pool):
         open: Connections that it has open.
     """
 
-    _is_asyncio = True  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    _is_asyncio = True  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, creator: Any, share: PoolShare, **options: Any) -> None:  # noqa: ANN401 - as SQLAlchemy
-        super().__init__(creator, **options)
+        super().__init__(self._open_connection, **options)
+        self._connect = creator
         self._share = share
         self._budget = share.budget
         self._free: deque[ConnectionPoolEntry] = deque()
@@ -74,6 +82,61 @@ class BudgetedPool(Pool):
         """Drop an idle connection that another pool closes."""
         self._free.remove(record)
 
+    async def put_back(self, found: ConnectionPoolEntry | Slot) -> None:
+        """Return what the budget handed to somebody who does not take it any more."""
+        await greenlet_spawn(self._put_back, found)
+
+    def _put_back(self, found: ConnectionPoolEntry | Slot) -> None:
+        if not isinstance(found, Slot):
+            self._do_return_conn(found)
+            return
+        try:
+            if found.surplus is not None:
+                found.surplus.close()
+        finally:
+            self._budget.release(self)
+
+    # -- opening and closing -------------------------------------------------------------------
+    #
+    # A driver whose caller is cancelled while it connects or closes lets go of the connection some
+    # time later. Both therefore run in tasks of their own: the caller leaves at once, and the slot
+    # is free when the connection is really closed, so that the ceiling holds at every moment.
+
+    def _open_connection(self, rec: ConnectionPoolEntry) -> Any:  # noqa: ANN401 - DBAPI
+        opening = greenlet_spawn(self._connect, rec)
+        return await_only(outlast(opening, self._left_opening))
+
+    def _left_opening(self, opening: Task[Any]) -> Coroutine[Any, Any, None]:
+        self._budget.keep(self)
+        return self._close_when_open(opening)
+
+    async def _close_when_open(self, opening: Task[Any]) -> None:
+        try:
+            # Whoever wanted it to succeed is gone.
+            with suppress(Exception):
+                await greenlet_spawn(super()._close_connection, await opening)
+        finally:
+            self._budget.release(self)
+
+    def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:  # noqa: ANN401 - DBAPI
+        if not in_greenlet():
+            # The garbage collector found it: nothing can be awaited here.
+            super()._close_connection(connection, terminate=terminate)
+            return
+        close = partial(super()._close_connection, connection, terminate=terminate)
+        await_only(outlast(greenlet_spawn(close), self._left_closing))
+
+    def _left_closing(self, closing: Task[None]) -> Coroutine[Any, Any, None]:
+        self._budget.keep(self)
+        return self._release_when_closed(closing)
+
+    async def _release_when_closed(self, closing: Task[None]) -> None:
+        try:
+            with suppress(Exception):
+                await closing
+        finally:
+            self._budget.release(self)
+
     # -- what SQLAlchemy does with it ----------------------------------------------------------
 
     def _do_get(self) -> ConnectionPoolEntry:
@@ -82,6 +145,9 @@ class BudgetedPool(Pool):
         found = self._budget.take(self) if not self._budget.waiting else None
         if found is None:
             found = await_only(self._budget.acquire(self, self._share.timeout))
+            if self._closed:
+                self._put_back(found)
+                raise BackendUnavailable("This engine was closed meanwhile.")
         if not isinstance(found, Slot):
             return found
         try:
@@ -106,11 +172,16 @@ class BudgetedPool(Pool):
     def dispose(self) -> None:
         """Close what is idle; a connection in use is closed when it comes back."""
         self._closed = True
-        for record in self._budget.drop_idle(self):
+        interrupted: BaseException | None = None
+        for record in self._budget.drop(self):
             try:
                 record.close()
+            except BaseException as error:  # noqa: BLE001 - the others are closed all the same
+                interrupted = error
             finally:
                 self._budget.release(self)
+        if interrupted is not None:
+            raise interrupted
 
     def recreate(self) -> BudgetedPool:
         """Return the pool that SQLAlchemy puts in this one's place after a disposal.
@@ -119,7 +190,7 @@ class BudgetedPool(Pool):
         opened again would be closed by nobody.
         """
         successor = type(self)(
-            self._creator,
+            self._connect,
             self._share,
             recycle=self._recycle,
             echo=self.echo,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.pool import PoolResetState
 
 __all__ = ["READ_ONLY", "begin_transactions", "configure_connections", "connect_args", "file_url", "report_unavailable"]
 
@@ -32,7 +33,14 @@ READ_ONLY: Final = "tenancy_read_only"
 _QUERY_ONLY: Final = "tenancy_query_only"
 
 _UNAVAILABLE: Final = frozenset(
-    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOTADB,
+    }
 )
 
 
@@ -77,6 +85,8 @@ def report_unavailable(engine: AsyncEngine) -> None:
         if code is not None and code & 0xFF in _UNAVAILABLE:
             name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
             raise BackendUnavailable(f"The database file cannot be used now ({name}).") from error
+        if context.is_disconnect and isinstance(error, sqlite3.Error):
+            raise BackendUnavailable("The connection to the database file was lost.") from error
 
 
 def begin_transactions(engine: AsyncEngine) -> None:
@@ -90,3 +100,10 @@ def begin_transactions(engine: AsyncEngine) -> None:
             connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if reads else 'OFF'}")
             connection.info[_QUERY_ONLY] = reads
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    @event.listens_for(engine.sync_engine, "reset")
+    def _end(dbapi_connection: Any, _record: object, state: PoolResetState) -> None:  # noqa: ANN401 - DBAPI
+        # A COMMIT that fails (a deferred constraint, a full disk) ends the transaction in
+        # SQLAlchemy's eyes and not in SQLite, which keeps it, and its lock, for another try.
+        if state.asyncio_safe and dbapi_connection.driver_connection.in_transaction:
+            dbapi_connection.rollback()

@@ -146,7 +146,7 @@ class TenantService:
         """
         validate_identifier(identifier)
         self._check_plan(plan)
-        self._check_limits(limits or {})
+        self._check_limits(limits or {}, plan)
         existing = await self._store.get_by_identifier(identifier)
         if existing is None:
             tenant = await self._record(
@@ -171,7 +171,7 @@ class TenantService:
                 f"There is no plan {plan!r}; TENANCY_PLANS has {', '.join(sorted(plans))}."
             )
 
-    def _check_limits(self, limits: Mapping[str, int]) -> None:
+    def _check_limits(self, limits: Mapping[str, int], plan: str | None) -> None:
         for key, value in limits.items():
             if key not in _LIMITS:
                 raise ValueError(
@@ -179,7 +179,7 @@ class TenantService:
                 )
             if type(value) is not int or value < 1:
                 raise ValueError(f"The limit {key!r} is a whole number from 1.")
-        count = limits.get("rate_limit_per_minute", self._config.rate_limit_per_minute)
+        count = limits.get("rate_limit_per_minute", self._config.plan_limit(plan).count)
         RateLimit(count, burst=limits.get("rate_limit_burst", 0))
 
     async def _record(
@@ -216,8 +216,10 @@ class TenantService:
                 transaction, tenant.id, "tenant.created", actor=actor, details={"plan": plan}
             )
             await transaction.enqueue(tenant.id)
-        await self._directory.forget(tenant.id, identifier)
-        await self._audit.deliver(event)
+        try:
+            await self._directory.forget(tenant.id, identifier)
+        finally:
+            await self._audit.deliver(event)
         return tenant
 
     async def _provision(self, tenant: Tenant, actor: str | None) -> Tenant:
@@ -344,8 +346,11 @@ class TenantService:
                 if expected_version is not None or not left:
                     raise
                 continue
-            await self._directory.forget(new.id, new.identifier)
-            await self._audit.deliver(event)
-            self._observers.changed(new, action)
+            try:
+                await self._directory.forget(new.id, new.identifier)
+            finally:
+                # The change is committed, whatever the caches say.
+                await self._audit.deliver(event)
+                self._observers.changed(new, action)
             return new
         raise AssertionError("unreachable")  # pragma: no cover

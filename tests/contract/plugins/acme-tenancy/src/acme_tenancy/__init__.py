@@ -1,0 +1,1 @@
+"""Multi-tenancy by API key."""

@@ -1,0 +1,136 @@
+"""The production checklist: what the core looks at, and a runner that hides nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tenancy_core import Tenancy, TenancyConfig
+from tenancy_core.checks import CORE_CHECKS, run_checks
+from tenancy_core.contract import Check, Finding, Severity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+pytestmark = pytest.mark.anyio
+
+
+def finding(check: str, severity: Severity = Severity.WARNING) -> Finding:
+    return Finding(check, severity, "something is wrong", "mend it")
+
+
+def check(name: str, *found: Any) -> Check:
+    async def run(_: object) -> Sequence[Finding]:
+        return found
+
+    return Check(name, "A check", run)
+
+
+class Listens:
+    """An observer."""
+
+    def refused(self, code: str, status: int, tenant: object, /) -> None: ...
+
+    def changed(self, tenant: object, action: str, /) -> None: ...
+
+
+async def is_member(connection: object, tenant: object, claim: object, /) -> bool:
+    return True
+
+
+async def names(config: TenancyConfig, **given: Any) -> list[str]:
+    async with Tenancy(config, **given) as tenancy:
+        return [found.check for found in await tenancy.check()]
+
+
+async def test_a_fresh_service_is_told_what_is_missing_for_production(
+    make_config: Callable[..., TenancyConfig],
+) -> None:
+    async with Tenancy(make_config()) as tenancy:
+        found = await tenancy.check()
+    assert [(item.check, item.severity) for item in found] == [
+        ("core.proof", Severity.WARNING),
+        ("core.metrics", Severity.INFO),
+    ]
+    assert all(item.message.endswith(".") and item.remedy.endswith(".") for item in found)
+
+
+async def test_what_was_found_goes_away_when_it_is_mended(
+    make_config: Callable[..., TenancyConfig],
+) -> None:
+    assert await names(make_config(), membership=is_member, observers=[Listens()]) == []
+    assert await names(make_config(require_verified_tenant=True), observers=[Listens()]) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"database_echo": True}, "core.database-echo"),
+        ({"enable_audit_logging": False}, "core.audit-logging"),
+    ],
+)
+async def test_a_setting_that_is_wrong_in_production_is_found(
+    make_config: Callable[..., TenancyConfig], settings: dict[str, Any], name: str
+) -> None:
+    assert name in await names(make_config(**settings))
+    assert name not in await names(make_config())
+
+
+@pytest.mark.parametrize(
+    ("control", "found"), [({}, 1), ({"control_database_url": "postgresql+asyncpg://c@db/c"}, 0)]
+)
+async def test_a_server_whose_tenants_share_the_role_of_the_store_is_found(
+    control: dict[str, str], found: int
+) -> None:
+    class OnAServer:
+        config = TenancyConfig(database_url="postgresql+asyncpg://app@db/app", **control)  # type: ignore[arg-type]
+
+    (separate,) = (item for item in CORE_CHECKS if item.name == "core.control-database")
+    assert len(await separate.run(OnAServer())) == found
+
+
+async def test_every_check_of_the_core_has_a_name_of_its_own_and_says_what_holds() -> None:
+    assert len({item.name for item in CORE_CHECKS}) == len(CORE_CHECKS)
+    assert all(item.name.startswith("core.") and item.title for item in CORE_CHECKS)
+
+
+async def test_the_worst_comes_first() -> None:
+    found = await run_checks(
+        None,
+        [
+            check("b.info", finding("b.info", Severity.INFO)),
+            check("c.error", finding("c.error", Severity.ERROR)),
+            check("d.two", finding("d.warning"), finding("a.error", Severity.ERROR)),
+        ],
+    )
+    assert [item.check for item in found] == ["a.error", "c.error", "d.warning", "b.info"]
+
+
+async def test_a_check_that_fails_is_a_finding_and_hides_no_other() -> None:
+    async def fail(_: object) -> Sequence[Finding]:
+        raise OSError("postgresql://app:canary@db")
+
+    found = await run_checks(None, [Check("acme.broken", "It works", fail), check("ok"),
+                                    check("b", finding("b"))])  # fmt: skip
+    assert found == [
+        Finding(
+            "acme.broken",
+            Severity.ERROR,
+            "The check itself failed: it raised OSError.",
+            "Mend what it needs, or report it to the package that brings it.",
+        ),
+        finding("b"),
+    ]
+
+
+@pytest.mark.parametrize("answer", [None, [None], ["all is well"], 1])
+async def test_a_check_that_returns_something_else_is_a_finding_too(answer: Any) -> None:
+    async def run(_: object) -> Any:
+        return answer
+
+    found = await run_checks(None, [Check("acme.odd", "It works", run), check("b", finding("b"))])
+    assert [(item.check, item.severity) for item in found] == [
+        ("acme.odd", Severity.ERROR),
+        ("b", Severity.WARNING),
+    ]
+    assert found[0].message == "The check itself failed: it raised TypeError."

@@ -1,0 +1,63 @@
+"""Plugin distributions for tests: complete ones that are installed, and little ones made by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+PLUGINS = Path(__file__).parents[1] / "contract" / "plugins"
+"""Complete distributions, as strangers would publish them."""
+
+
+def install(name: str, target: Path) -> Path:
+    """Build and install one of the complete distributions into a folder, as uv would anywhere.
+
+    Nothing is downloaded: the build backend is the one of this environment.
+    """
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-config", "--offline"),
+            *("--no-deps", "--no-build-isolation", "--no-cache", "--python", sys.executable),
+            *("--target", target, PLUGINS / name),
+        ],
+        check=True,
+    )
+    return target
+
+
+def distribution(folder: Path, name: str, source: str, *, entry: str | None = None) -> str:
+    """Lay an installed distribution with one module and one entry point into a folder.
+
+    Args:
+        folder: Put it on ``sys.path`` to have the distribution found.
+        name: Of the distribution; its module has the same name with underscores.
+        source: Of the module.
+        entry: Name of the entry point; by default that of the distribution.
+
+    Returns:
+        The name of the module.
+    """
+    module = name.lower().replace("-", "_").replace(".", "_")
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / f"{module}.py").write_text(textwrap.dedent(source))
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[tenancy]\n{entry or name} = {module}\n")
+    return module
+
+
+def entry_points_in(*folders: Path) -> list[EntryPoint]:
+    """Return the entry points of all distributions in folders, without any deduplication."""
+    return [
+        entry
+        for found in distributions(path=[str(folder) for folder in folders])
+        for entry in found.entry_points
+        if entry.group == "tenancy"
+    ]
