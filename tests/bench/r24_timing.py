@@ -100,7 +100,7 @@ def measure(host: str, port: int, groups: list[Group]) -> None:
             body = answer.read()
             group.times[phase].append((perf_counter() - began) * 1e6)
             expected = expected or body
-            if answer.status != 404 or body != expected:  # noqa: PLR2004 - HTTP
+            if answer.status != 404 or body != expected:
                 raise SystemExit(f"{group.title}: {answer.status} {body!r}")
     connection.close()
 
@@ -128,7 +128,9 @@ def judge(groups: list[Group]) -> bool:
 
 def main() -> None:
     """Measure, print and judge."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--names", type=int, default=400, help="per group")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print one JSON object as well")

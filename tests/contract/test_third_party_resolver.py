@@ -10,16 +10,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+
 from support.plugins import install
 from support.server import ROOT, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from support.server import Server
 
@@ -88,7 +89,9 @@ def test_a_resolver_of_a_third_party_is_selected_by_its_name_with_no_code_in_the
     server: Server,
 ) -> None:
     code = APP.read_text().lower()
-    assert not [word for word in ("acme_tenancy", "acme-tenancy", "api-key", "apikey") if word in code]
+    assert not [
+        word for word in ("acme_tenancy", "acme-tenancy", "api-key", "apikey") if word in code
+    ]
     with client(server) as http:
         assert http.get("/me", headers=key("acme")).json()["identifier"] == "acme"
         assert http.get("/me", headers=key("beta")).json()["identifier"] == "beta"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
+
 from support.notes import Base
 from tenancy_core import Tenancy
 from tenancy_core.audit import AuditLog
@@ -77,10 +78,14 @@ async def test_A3_an_event_whose_transaction_fails_is_neither_kept_nor_told(
         tenant = await tenancy.tenants.create("acme")
         told = len(sink.events)
         audit, store = tenancy.parts.audit, tenancy.parts.store
-        with pytest.raises(LookupError):
+
+        async def fail_half_way() -> None:
             async with store.transaction() as transaction:
                 await audit.append(transaction, tenant.id, "tenant.suspended")
                 raise LookupError
+
+        with pytest.raises(LookupError):
+            await fail_half_way()
         assert len(await store.audit(tenant.id)) == told
         assert len(sink.events) == told
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from tenancy_core import Tenancy, TenancyConfig
 from tenancy_core.checks import CORE_CHECKS, run_checks
 from tenancy_core.contract import Check, Finding, Severity

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from sqlalchemy import make_url, text
+
 from support.notes import Base, Note, read, write
 from tenancy_core import Tenancy, TenancyConfig, TenancyMiddleware, current_tenant
 from tenancy_core._cache.memory import MemoryCacheBackend
@@ -265,9 +266,11 @@ async def test_S1_database_echo_logs_statements_and_never_their_values(
     from_env: FromEnv, caplog: pytest.LogCaptureFixture, setting: str
 ) -> None:
     caplog.set_level(logging.NOTSET, logger="tenancy")
-    async with serving(from_env(database_echo=setting), "acme") as (tenancy, _):
-        async with tenancy.scope("acme"):
-            await write(tenancy, "canary")
+    async with (
+        serving(from_env(database_echo=setting), "acme") as (tenancy, _),
+        tenancy.scope("acme"),
+    ):
+        await write(tenancy, "canary")
     assert ("INSERT INTO notes" in caplog.text) is (setting == "true")
     assert "canary" not in caplog.text
 

@@ -1,4 +1,4 @@
-"""``TenancyConfig.from_env``: where settings come from, who wins, and what is said when it fails."""
+"""``TenancyConfig.from_env``: where settings come from, who wins, and what a mistake is told."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel, SecretStr
+
 from support.plugins import distribution
 from tenancy_core import ConfigurationError, Tenancy, TenancyConfig
 from tenancy_core.config import Plan, secret_settings
@@ -138,26 +139,34 @@ def test_plans_are_json(setenv: Callable[..., None]) -> None:
         (
             "plans",
             '{"pro": {"rate_limit_per_minut": 9}}',
-            "TENANCY_PLANS, pro has no setting 'rate_limit_per_minut'. Did you mean "
-            "'rate_limit_per_minute'?",
+            (
+                "TENANCY_PLANS, pro has no setting 'rate_limit_per_minut'. Did you mean "
+                "'rate_limit_per_minute'?"
+            ),
         ),
         (
             "plans",
             '{"pro": {"rate_limit_per_minute": 0}}',
-            "TENANCY_PLANS, pro, rate_limit_per_minute is not valid: Input should be greater than "
-            "or equal to 1.",
+            (
+                "TENANCY_PLANS, pro, rate_limit_per_minute is not valid: Input should be greater "
+                "than or equal to 1."
+            ),
         ),
         (
             "plans",
             '{"pro": {"rate_limit_per_minute": 5, "rate_limit_burst": 9}}',
-            "TENANCY_RATE_LIMIT_BURST, or a plan's burst, does not fit its limit: A rate limit's "
-            "burst is from 1 to count - 1.",
+            (
+                "TENANCY_RATE_LIMIT_BURST, or a plan's burst, does not fit its limit: A rate "
+                "limit's burst is from 1 to count - 1."
+            ),
         ),
         (
             "database_pool_size",
             "many",
-            "TENANCY_DATABASE_POOL_SIZE is not valid: Input should be a valid integer, unable to "
-            "parse string as an integer.",
+            (
+                "TENANCY_DATABASE_POOL_SIZE is not valid: Input should be a valid integer, unable "
+                "to parse string as an integer."
+            ),
         ),
         (
             "database_pool_size",
@@ -172,8 +181,10 @@ def test_plans_are_json(setenv: Callable[..., None]) -> None:
         (
             "database_echo",
             "maybe",
-            "TENANCY_DATABASE_ECHO is not valid: Input should be a valid boolean, unable to "
-            "interpret input.",
+            (
+                "TENANCY_DATABASE_ECHO is not valid: Input should be a valid boolean, unable to "
+                "interpret input."
+            ),
         ),
         (
             "on_resolver_conflict",
@@ -193,8 +204,10 @@ def test_plans_are_json(setenv: Callable[..., None]) -> None:
         (
             "excluded_paths",
             "/health/../admin",
-            "TENANCY_EXCLUDED_PATHS holds a path with dots, escapes, wildcards or a query; write "
-            "plain segments.",
+            (
+                "TENANCY_EXCLUDED_PATHS holds a path with dots, escapes, wildcards or a query; "
+                "write plain segments."
+            ),
         ),
         (
             "tenant_header_name",
@@ -209,8 +222,10 @@ def test_plans_are_json(setenv: Callable[..., None]) -> None:
         (
             "domain_suffix",
             ".Example.com",
-            "TENANCY_DOMAIN_SUFFIX is no domain; write it in lower case without dots at its ends: "
-            "example.com.",
+            (
+                "TENANCY_DOMAIN_SUFFIX is no domain; write it in lower case without dots at its "
+                "ends: example.com."
+            ),
         ),
         ("path_prefix", "/", "TENANCY_PATH_PREFIX is the root; name a segment: /tenants."),
         (
@@ -236,8 +251,10 @@ def test_plans_are_json(setenv: Callable[..., None]) -> None:
         (
             "control_database_url",
             "sqlite+aiosqlite://",
-            "TENANCY_CONTROL_DATABASE_URL names no file; the tenant store needs one that outlives "
-            "a connection (sqlite+aiosqlite:///./data/control.db).",
+            (
+                "TENANCY_CONTROL_DATABASE_URL names no file; the tenant store needs one that "
+                "outlives a connection (sqlite+aiosqlite:///./data/control.db)."
+            ),
         ),
     ],
 )
@@ -264,7 +281,7 @@ def test_everything_that_is_wrong_is_told_at_once(setenv: Callable[..., None]) -
 def test_a_configuration_cannot_be_changed() -> None:
     config = TenancyConfig(database_url=URL)
     for name in ("cache_ttl", "database_url", "surprise"):
-        with pytest.raises(ValueError, match="frozen|no field"):
+        with pytest.raises(ValueError, match=r"frozen|no field"):
             setattr(config, name, 1)
 
 
@@ -324,8 +341,7 @@ def test_a_secret_and_its_file_are_never_both_set(
     (tmp_path / "secret").write_text(URL)
     setenv(**{"database_url": URL, name: URL, f"{name}_file": tmp_path / "secret"})
     assert refusal() == (
-        f"TENANCY_{name.upper()} and TENANCY_{name.upper()}_FILE are both set. "
-        "Remove one of them."
+        f"TENANCY_{name.upper()} and TENANCY_{name.upper()}_FILE are both set. Remove one of them."
     )
 
 
@@ -372,8 +388,10 @@ def test_a_misspelt_variable_is_reported_with_what_was_meant(
     Tenancy(TenancyConfig.from_env())
     assert warnings(caplog) == [
         "TENANCY_QUANTUM is set and read by nothing. Remove it, or install what reads it.",
-        "TENANCY_RESOLUTION_STRATGY is set and read by nothing. Did you mean "
-        "TENANCY_RESOLUTION_STRATEGY?",
+        (
+            "TENANCY_RESOLUTION_STRATGY is set and read by nothing. Did you mean "
+            "TENANCY_RESOLUTION_STRATEGY?"
+        ),
     ]
 
 
@@ -474,13 +492,17 @@ def test_a_section_s_secret_and_its_file_are_never_both_set(setenv: Callable[...
     [
         (
             {"sqlite": {"rot": "x"}},
-            "The section 'sqlite' has no setting 'rot'; it has root, synchronous. Did you mean "
-            "'root'?",
+            (
+                "The section 'sqlite' has no setting 'rot'; it has root, synchronous. Did you mean "
+                "'root'?"
+            ),
         ),
         (
             {"sqllite": {"root": "x"}},
-            "sections= has settings for 'sqllite', which no installed plugin reads. There is "
-            "sqlite. Did you mean 'sqlite'?",
+            (
+                "sections= has settings for 'sqllite', which no installed plugin reads. There is "
+                "sqlite. Did you mean 'sqlite'?"
+            ),
         ),
     ],
 )

@@ -6,10 +6,12 @@ The table is written from design §6 and from nothing else.
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from tenancy_core import ConfigurationError, TenancyConfig
 from tenancy_core.config._later import LATER
 
@@ -172,6 +174,7 @@ def _attributes(tree: ast.AST) -> Iterator[str]:
             yield node.attr
 
 
+@cache
 def _uses() -> set[str]:
     """Return what is read of a configuration outside of its own room, through its properties."""
     used: set[str] = set()

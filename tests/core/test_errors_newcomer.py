@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
 import tenancy_core
 import tenancy_fastapi
 import tenancy_sqlite
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from tenancy_core import NoCurrentTenant, Tenancy, TenancyConfig, TenancyMiddleware
 from tenancy_core import require_tenant as whose
 from tenancy_core.errors import (
@@ -83,8 +84,10 @@ def test_the_environment_without_some_packages_is_complete_otherwise(tmp_path: P
     done = subprocess.run(
         [
             *(sys.executable, "-S", "-c"),
-            "from tenancy_core import Tenancy, TenancyConfig; "
-            "print(Tenancy(TenancyConfig.from_env()))",
+            (
+                "from tenancy_core import Tenancy, TenancyConfig; "
+                "print(Tenancy(TenancyConfig.from_env()))"
+            ),
         ],
         env={**environment_without(tmp_path, "nothing-is-left-out"), "TENANCY_DATABASE_URL": URL},
         cwd=tmp_path,
@@ -204,23 +207,31 @@ def test_a_strategy_that_this_database_does_not_have(
     [
         (
             {"rate_limiter": "redis"},
-            "TENANCY_RATE_LIMITER asks for the rate limiter 'redis', which nothing that is "
-            "installed offers. There is 'memory'. It comes with: pip install tenancy-redis",
+            (
+                "TENANCY_RATE_LIMITER asks for the rate limiter 'redis', which nothing that is "
+                "installed offers. There is 'memory'. It comes with: pip install tenancy-redis"
+            ),
         ),
         (
             {"rate_limiter": "memroy"},
-            "TENANCY_RATE_LIMITER asks for the rate limiter 'memroy', which nothing that is "
-            "installed offers. There is 'memory'. Did you mean 'memory'?",
+            (
+                "TENANCY_RATE_LIMITER asks for the rate limiter 'memroy', which nothing that is "
+                "installed offers. There is 'memory'. Did you mean 'memory'?"
+            ),
         ),
         (
             {"cache_backend": "redis"},
-            "TENANCY_CACHE_BACKEND asks for the cache backend 'redis', which nothing that is "
-            "installed offers. There is 'memory'. It comes with: pip install tenancy-redis",
+            (
+                "TENANCY_CACHE_BACKEND asks for the cache backend 'redis', which nothing that is "
+                "installed offers. There is 'memory'. It comes with: pip install tenancy-redis"
+            ),
         ),
         (
             {"cache_backend": "memcached"},
-            "TENANCY_CACHE_BACKEND asks for the cache backend 'memcached', which nothing that is "
-            "installed offers. There is 'memory'.",
+            (
+                "TENANCY_CACHE_BACKEND asks for the cache backend 'memcached', which nothing that "
+                "is installed offers. There is 'memory'."
+            ),
         ),
     ],
 )
@@ -251,7 +262,9 @@ def test_no_database_url() -> None:
     assert str(caught.value) == MISSING
 
 
-@pytest.mark.parametrize("misspelt", ["TENANCY_DATABASE_URI", "TENANCY_DB_URL", "TENANCY_DATABSE_URL"])
+@pytest.mark.parametrize(
+    "misspelt", ["TENANCY_DATABASE_URI", "TENANCY_DB_URL", "TENANCY_DATABSE_URL"]
+)
 def test_a_misspelt_database_url(misspelt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(misspelt, URL)
     assert from_env() == (
@@ -281,29 +294,29 @@ def test_a_misspelt_variable_beside_another_mistake(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("sqlite:///./data/control.db", "names no driver; tenancy uses async drivers: start it "
-         "with sqlite+aiosqlite://."),
-        ("postgres://app@db/app", "names no driver; tenancy uses async drivers: start it with "
-         "postgresql+asyncpg://."),
-        ("postgresql+psycopg2://app@db/app", "names the driver 'psycopg2'; tenancy uses async "
-         "drivers: start it with postgresql+asyncpg://."),
-        ("mysql+pymysql://app@db/app", "names the driver 'pymysql'; tenancy uses async drivers: "
-         "start it with mysql+aiomysql://."),
-        ("mariadb://app@db/app", "names no driver; tenancy uses async drivers: start it with "
-         "mysql+aiomysql://."),
-        ("oracle://app@db/app", "names the database 'oracle'; there are mysql+aiomysql, "
-         "postgresql+asyncpg, sqlite+aiosqlite."),
-        ("control.db", "is no database URL (for instance sqlite+aiosqlite:///./data/control.db, "
-         "or postgresql+asyncpg://user:password@host/name)."),
-        ("sqlite+aiosqlite://data/control.db", "names a server, which SQLite does not have; three "
+        ("sqlite:///./data/control.db", ("names no driver; tenancy uses async drivers: start it "
+         "with sqlite+aiosqlite://.")),
+        ("postgres://app@db/app", ("names no driver; tenancy uses async drivers: start it with "
+         "postgresql+asyncpg://.")),
+        ("postgresql+psycopg2://app@db/app", ("names the driver 'psycopg2'; tenancy uses async "
+         "drivers: start it with postgresql+asyncpg://.")),
+        ("mysql+pymysql://app@db/app", ("names the driver 'pymysql'; tenancy uses async drivers: "
+         "start it with mysql+aiomysql://.")),
+        ("mariadb://app@db/app", ("names no driver; tenancy uses async drivers: start it with "
+         "mysql+aiomysql://.")),
+        ("oracle://app@db/app", ("names the database 'oracle'; there are mysql+aiomysql, "
+         "postgresql+asyncpg, sqlite+aiosqlite.")),
+        ("control.db", ("is no database URL (for instance sqlite+aiosqlite:///./data/control.db, "
+         "or postgresql+asyncpg://user:password@host/name).")),
+        ("sqlite+aiosqlite://data/control.db", ("names a server, which SQLite does not have; three "
          "slashes stand before a relative path and four before an absolute one "
-         "(sqlite+aiosqlite:///./data/control.db)."),
-        ("postgresql+asyncpg://app:p@ss@db/app", "is malformed; the form is "
+         "(sqlite+aiosqlite:///./data/control.db).")),
+        ("postgresql+asyncpg://app:p@ss@db/app", ("is malformed; the form is "
          "driver://user:password@host:port/name, and special characters of the password are "
-         "percent-encoded: @ is %40, : is %3A, / is %2F."),
+         "percent-encoded: @ is %40, : is %3A, / is %2F.")),
         (f"{URL}\n", "starts or ends with a space or a line break; remove it."),
-        ("sqlite+aiosqlite://", "names no file. Tenants need files that outlive a connection: "
-         "write for instance sqlite+aiosqlite:///./data/control.db."),
+        ("sqlite+aiosqlite://", ("names no file. Tenants need files that outlive a connection: "
+         "write for instance sqlite+aiosqlite:///./data/control.db.")),
     ],
 )  # fmt: skip
 def test_a_database_url_that_cannot_work(url: str, said: str) -> None:

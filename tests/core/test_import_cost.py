@@ -11,6 +11,7 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import pytest
+
 import tenancy_core
 import tenancy_fastapi
 import tenancy_sqlite
@@ -37,8 +38,10 @@ def loaded(code: str) -> set[str]:
     done = subprocess.run(
         [
             *(sys.executable, "-c"),
-            f"import sys; before = set(sys.modules)\n{code}\n"
-            "import json; print(json.dumps(sorted(set(sys.modules) - before)))",
+            (
+                f"import sys; before = set(sys.modules)\n{code}\n"
+                "import json; print(json.dumps(sorted(set(sys.modules) - before)))"
+            ),
         ],
         capture_output=True,
         text=True,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.scopes import CountingStore, WhoAmI, ask, http_scope, opened, record
 
+from support.scopes import CountingStore, WhoAmI, ask, http_scope, opened, record
 from tenancy_core import TenancyMiddleware, TenantStatus
 from tenancy_core.asgi.admission import Admission
 
@@ -70,7 +70,7 @@ class Pair:
 
     async def ask(self, scope: dict[str, Any]) -> list[Any]:
         """Ask both; return what they told the server, which has to be the same."""
-        warm, cold = self.tenancies
+        _, cold = self.tenancies
         answers = [await messages(self._warm_app, scope)]
         cold.parts.directory.forget_all()
         answers.append(await messages(self._app(cold), scope))
@@ -128,17 +128,22 @@ values = st.sampled_from(
 headers = st.lists(
     st.tuples(
         st.sampled_from(
-            [b"x-tenant-id", b"x-tenant-id", b"host", b"host", b"x_tenant_id"]
-            + [b"x-forwarded-host", b"origin", b"access-control-request-method"]
+            [
+                *[b"x-tenant-id", b"host"] * 2,
+                *(b"x_tenant_id", b"x-forwarded-host", b"origin"),
+                b"access-control-request-method",
+            ]
         ),
         values,
     ),
     max_size=4,
 )
 paths = st.sampled_from(
-    [b"/me", b"/", b"/health", b"/health/live", b"/healthcare", b"/health/../me", b"/health%2fx"]
-    + [b"/t/acme/x", b"/t/beta", b"/t/off", b"/t/%61cme", b"/t//acme", b"/api/t/acme"]
-    + [b"/api/health", b"/api/me"]
+    [
+        *(b"/me", b"/", b"/health", b"/health/live", b"/healthcare", b"/health/../me"),
+        *(b"/t/acme/x", b"/t/beta", b"/t/off", b"/t/%61cme", b"/t//acme", b"/health%2fx"),
+        *(b"/api/t/acme", b"/api/health", b"/api/me"),
+    ]
 )
 absent = ...
 
@@ -157,11 +162,12 @@ def scopes(draw: st.DrawFn) -> dict[str, Any]:
         scope["type"] = "websocket"
         scope["extensions"] = {"websocket.http.response": {}}
         del scope["method"]
-    for key, choices in {
+    odd: dict[str, list[Any]] = {
         "root_path": ["", "/api", "/api/", absent],
         "state": [{}, {"own": 1}, None, absent],
         "raw_path": [scope["raw_path"], scope["raw_path"], None, absent],
-    }.items():
+    }
+    for key, choices in odd.items():
         value = draw(st.sampled_from(choices))
         if value is absent:
             del scope[key]
@@ -313,8 +319,11 @@ async def test_a_tenancy_that_is_opened_again_believes_nothing_of_its_former_lif
 
 @pytest.mark.parametrize(
     "settings",
-    [{"enable_rate_limiting": True}, {"require_verified_tenant": True}, STRATEGIES["proxied"]]
-    + [STRATEGIES["chain"], STRATEGIES["path"]],
+    [
+        {"enable_rate_limiting": True},
+        {"require_verified_tenant": True},
+        *(STRATEGIES[name] for name in ("proxied", "chain", "path")),
+    ],
     ids=["limiter", "proof", "proxies", "chain", "path"],
 )
 async def test_where_more_than_one_header_decides_there_is_no_fast_way(

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.scopes import Answer, CountingStore, WhoAmI, ask, http_scope, opened, record
 
+from support.scopes import Answer, CountingStore, WhoAmI, ask, http_scope, opened, record
 from tenancy_core import RateLimit, TenancyMiddleware, TenantStatus
 from tenancy_core._ratelimit import MemoryRateLimiter
 from tenancy_core._ratelimit.misses import MISSES
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tenancy_core import TenancyConfig
 
 pytestmark = pytest.mark.anyio
+
 
 class Clock:
     """Seconds that pass when the test says so."""
@@ -110,8 +111,9 @@ async def test_a_tenants_own_limit_counts(make_config: Callable[..., TenancyConf
     async with opened(config, *tenants) as tenancy:
         app = TenancyMiddleware(WhoAmI(), tenancy)
         accepted = {
-            tenant.identifier: [(await get(app, tenant.identifier)).status for _ in range(12)]
-            .count(200)
+            tenant.identifier: [
+                (await get(app, tenant.identifier)).status for _ in range(12)
+            ].count(200)
             for tenant in tenants
         }
     assert accepted == {"plain": 2, "planned": 8, "own": 3, "gone": 2}
@@ -198,7 +200,9 @@ async def test_an_odd_retry_after_of_a_limiter_is_still_a_429_with_a_sound_heade
         retry_after=seconds,
         reset_after=seconds,
     )
-    async with opened(make_config(enable_rate_limiting=True), rate_limiter=Fails(decision)) as tenancy:
+    async with opened(
+        make_config(enable_rate_limiting=True), rate_limiter=Fails(decision)
+    ) as tenancy:
         got = await get(TenancyMiddleware(WhoAmI(), tenancy), "acme")
     assert (got.status, got.code) == (429, "rate_limited")
     value = got.header(b"retry-after")
@@ -339,4 +343,3 @@ async def test_a_thousand_floods_at_once_ask_the_store_once_per_name(
         answers = await asyncio.gather(*(get(app, "unknown") for _ in range(200)))
     assert {answer.status for answer in answers} == {404}
     assert store.asked == ["unknown"]
-

@@ -7,8 +7,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.scopes import Answer, WhoAmI, ask, http_scope, opened, record
 
+from support.scopes import Answer, WhoAmI, ask, http_scope, opened, record
 from tenancy_core import TenancyMiddleware, TenantClaim, TenantStatus
 from tenancy_core.errors import (
     BackendUnavailable,

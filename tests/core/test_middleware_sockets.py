@@ -6,16 +6,16 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.scopes import CountingStore, WhoAmI, opened, record, websocket_scope
 
+from support.scopes import CountingStore, WhoAmI, opened, record, websocket_scope
 from tenancy_core import TenancyMiddleware, TenantStatus, current_tenant
 from tenancy_core.asgi.sockets import RevocableSocket
-from tenancy_core.contract import Change
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 
     from tenancy_core import Connection, Tenancy, TenancyConfig, Tenant, TenantClaim
+    from tenancy_core.contract import Change
 
     Message = MutableMapping[str, Any]
     App = Callable[..., Awaitable[None]]
@@ -342,7 +342,8 @@ async def test_R25_a_client_that_reads_nothing_holds_nobody_up(
 
 
 @pytest.mark.parametrize(
-    "error", [OSError("gone"), RuntimeError("gone"), ValueError("gone"), ExceptionGroup("", [OSError()])]
+    "error",
+    [OSError("gone"), RuntimeError("gone"), ValueError("gone"), ExceptionGroup("", [OSError()])],
 )
 async def test_R25_a_client_that_is_gone_disturbs_nobody(
     make_config: Callable[..., TenancyConfig], error: Exception

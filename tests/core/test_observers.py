@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from tenancy_core import Tenancy, observe
 from tenancy_core.observe import SLOW_OBSERVER_SECONDS, Observers
 

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
 from support.plugins import distribution, entry_points_in
 from tenancy_core import Tenancy
 from tenancy_core._plugins import load_plugins
@@ -289,8 +290,8 @@ def test_a_hook_that_does_not_exist_gets_a_near_miss(site: Path) -> None:
             return []
     """
     assert refusal(site, "acme-misspelt", source) == (
-        "The plugin acme-misspelt implements the hook 'tenancy_resolver', which does not exist (did "
-        f"you mean 'tenancy_resolvers'?). {way_out('acme-misspelt')}"
+        "The plugin acme-misspelt implements the hook 'tenancy_resolver', which does not exist "
+        f"(did you mean 'tenancy_resolvers'?). {way_out('acme-misspelt')}"
     )
 
 
@@ -322,8 +323,7 @@ def test_a_hook_with_another_signature_is_refused(site: Path) -> None:
         "The plugin acme-args implements a hook with another signature (PluginValidationError: "
         "Plugin 'acme-args' for hook 'tenancy_resolvers' hookimpl definition: "
         "tenancy_resolvers(config) Argument(s) {'config'} are declared in the hookimpl but can "
-        "not be found in the hookspec). "
-        + way_out("acme-args")
+        "not be found in the hookspec). " + way_out("acme-args")
     )
 
 
@@ -370,12 +370,12 @@ HOOK = """
         ("pass", "returned NoneType where a list of Provider is allowed"),
         ("return Provider('a', print)", "returned Provider where a list of Provider is allowed"),
         ("return ['api-key']", "returned a list with str where Provider is allowed"),
-        ("return [print]", "returned a list with builtin_function_or_method where Provider is "
-         "allowed"),
+        ("return [print]", ("returned a list with builtin_function_or_method where Provider is "
+         "allowed")),
         (
             "return [Provider('api key', print)]",
-            "failed (ValueError: A provider's name is letters, digits, '-', '_' and '.', not "
-            "'api key')",
+            ("failed (ValueError: A provider's name is letters, digits, '-', '_' and '.', not "
+            "'api key')"),
         ),
         (
             "return [Provider('a', print, dialects='sqlite')]",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
+
 from support.plugins import distribution
 from tenancy_core import ConfigurationError, Tenancy, TenantClaim, contract
 from tenancy_core._cache.memory import MemoryCacheBackend
@@ -34,7 +35,7 @@ class Listener:
     def __init__(self) -> None:
         self.log: list[str] = []
 
-    async def __aenter__(self) -> Listener:
+    async def __aenter__(self) -> Self:
         self.log.append("opened")
         return self
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.scopes import connection
 
+from support.scopes import connection
 from tenancy_core._resolvers.chain import ChainResolver
 from tenancy_core._resolvers.header import HeaderResolver
 from tenancy_core._resolvers.subdomain import SubdomainResolver

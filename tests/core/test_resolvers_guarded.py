@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.scopes import connection, opened
 
+from support.scopes import connection, opened
 from tenancy_core._resolvers.chain import ChainResolver
 from tenancy_core._resolvers.guarded import RESOLVER_TIMEOUT, GuardedResolver
 from tenancy_core.contract import Connection, TenantClaim

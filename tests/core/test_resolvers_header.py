@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.scopes import connection
 
+from support.scopes import connection
 from tenancy_core._resolvers.header import HeaderResolver
 from tenancy_core.contract import TenantClaim
 from tenancy_core.errors import InvalidIdentifier, TenantNotIdentified
@@ -19,7 +19,7 @@ async def claim(*values: bytes, name: bytes = b"x-tenant-id") -> TenantClaim | N
 
 @pytest.mark.parametrize("value", [b"acme", b" acme", b"acme\t", b"\t acme \t"])
 async def test_one_header_names_the_tenant_and_says_that_nothing_proves_it(value: bytes) -> None:
-    # Spaces and tabs around a value are no part of it (RFC 9110, section 5.5); httptools keeps them.
+    # Spaces and tabs around a value are no part of it (RFC 9110, 5.5); httptools keeps them.
     assert await claim(value) == TenantClaim("acme", "header", verified=False)
 
 

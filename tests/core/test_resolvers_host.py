@@ -5,8 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_network
 
 import pytest
-from support.scopes import connection
 
+from support.scopes import connection
 from tenancy_core._resolvers.host import is_trusted, parse_host, requested_host
 from tenancy_core._resolvers.subdomain import SubdomainResolver
 from tenancy_core.contract import TenantClaim
@@ -128,9 +128,7 @@ def test_R1_by_default_nobody_is_a_trusted_proxy() -> None:
 
 
 def test_R1_forwarded_is_not_read_even_from_a_trusted_proxy() -> None:
-    asked = connection(
-        host(b"acme.ex.com"), (b"forwarded", b"host=beta.ex.com"), client=PROXY
-    )
+    asked = connection(host(b"acme.ex.com"), (b"forwarded", b"host=beta.ex.com"), client=PROXY)
     assert requested_host(asked, PROXIES) == "acme.ex.com"
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.scopes import http_scope
 
+from support.scopes import http_scope
 from tenancy_core._resolvers.path import PathResolver
 from tenancy_core.contract import Connection, TenantClaim
 from tenancy_core.errors import InvalidIdentifier, TenantNotFound
@@ -20,7 +20,8 @@ async def claim(raw_path: bytes, *, prefix: str = "/t", root_path: str = "") -> 
 
 
 @pytest.mark.parametrize(
-    "path", [b"/t/acme", b"/t/acme/", b"/t/acme/x", b"/t/acme//x", b"/t/%61cme/x", b"/t/acme?t=beta"]
+    "path",
+    [b"/t/acme", b"/t/acme/", b"/t/acme/x", b"/t/acme//x", b"/t/%61cme/x", b"/t/acme?t=beta"],
 )
 async def test_the_segment_behind_the_prefix_names_the_tenant(path: bytes) -> None:
     assert await claim(path) == ACME

@@ -1,4 +1,4 @@
-"""Whatever bytes come: a claim has a canonical identifier that was said as it is, or there is none."""
+"""Whatever bytes come: a claim names what was said, in canonical form, or there is none."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from urllib.parse import unquote_to_bytes
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.scopes import http_scope
 
+from support.scopes import http_scope
 from tenancy_core._resolvers.chain import ChainResolver
 from tenancy_core._resolvers.guarded import GuardedResolver
 from tenancy_core._resolvers.header import HeaderResolver
@@ -38,9 +38,37 @@ EXAMPLES = settings(
 
 PIECES = [
     *(b"acme", b"beta", b"ACME", b"a", b"0", b"-", b"--", b"_", b".", b"..", b"ex.com", b"Ex.Com"),
-    *(b"/", b"//", b"/t/", b"t", b"\\", b"%2f", b"%2F", b"%2e", b"%61", b"%00", b"%0a", b"%", b"%zz"),
+    *(
+        b"/",
+        b"//",
+        b"/t/",
+        b"t",
+        b"\\",
+        b"%2f",
+        b"%2F",
+        b"%2e",
+        b"%61",
+        b"%00",
+        b"%0a",
+        b"%",
+        b"%zz",
+    ),
     *(b":", b":80", b":99999", b"@", b"[", b"]", b"::1", b"127.0.0.1", b"www", b"xn--"),
-    *(b" ", b"\t", b"\r", b"\n", b"\x00", b"\x0b", b"\x7f", b"\x85", b"\xa0", b"\xff", b",", b";", b"?"),
+    *(
+        b" ",
+        b"\t",
+        b"\r",
+        b"\n",
+        b"\x00",
+        b"\x0b",
+        b"\x7f",
+        b"\x85",
+        b"\xa0",
+        b"\xff",
+        b",",
+        b";",
+        b"?",
+    ),
     *("ſ\u212aｅ⓪٣\u200d。é".encode(), b"a" * 48, b"a" * 49),
 ]
 """What near misses are made of; pure noise alone would hardly ever come close to a tenant."""
@@ -170,9 +198,7 @@ def test_R19_a_chain_names_what_each_of_its_sources_names_or_nothing(
     headers: list[bytes], host: bytes, raw_path: bytes
 ) -> None:
     parts = (HeaderResolver("X-Tenant-ID"), SubdomainResolver("ex.com"), PathResolver("/t"))
-    scope = http_scope(
-        raw_path, (b"host", host), *((b"x-tenant-id", value) for value in headers)
-    )
+    scope = http_scope(raw_path, (b"host", host), *((b"x-tenant-id", value) for value in headers))
     claim = resolve(ChainResolver(parts, reject_conflicts=True), scope)
     found = [part for part in (resolve(part, scope) for part in parts) if part is not None]
     if claim is not None:
@@ -204,9 +230,7 @@ answers = st.one_of(
 @given(answers)
 async def test_R22_a_guard_lets_only_canonical_claims_through(answer: object) -> None:
     try:
-        claim = await GuardedResolver("theirs", _Says(answer)).resolve(
-            Connection(http_scope(b"/"))
-        )
+        claim = await GuardedResolver("theirs", _Says(answer)).resolve(Connection(http_scope(b"/")))
     except (InvalidIdentifier, ResolverError):
         return
     if claim is not None:

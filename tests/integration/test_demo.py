@@ -8,14 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from support.server import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 EXAMPLE = ROOT / "examples" / "fastapi_notes"
 
@@ -47,7 +48,7 @@ def _run(script: Path, environment: dict[str, str], *arguments: str) -> tuple[in
 
 
 def _leftovers(environment: dict[str, str]) -> list[str]:
-    return os.listdir(environment["TMPDIR"])
+    return [path.name for path in Path(environment["TMPDIR"]).iterdir()]
 
 
 # -- the tour --------------------------------------------------------------------------------------
@@ -257,7 +258,7 @@ def test_it_stops_on_sigterm_and_keeps_what_it_is_asked_to_keep(
     assert (demo.returncode, err) == (0, "")
     (folder,) = _leftovers(environment)
     assert f"are kept in {environment['TMPDIR']}/{folder}." in out
-    assert len(os.listdir(f"{environment['TMPDIR']}/{folder}/tenants")) >= 2
+    assert len(list(Path(environment["TMPDIR"], folder, "tenants").glob("*.db"))) == 2
     # Nobody is left who listens.
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=30)

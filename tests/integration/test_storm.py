@@ -7,7 +7,7 @@ more in the files after the servers are gone:
   all that were acknowledged to anybody before it asked;
 * in the end, for each tenant, acknowledged ⊆ stored ⊆ sent.
 
-``TENANCY_TEST_FULL=1`` (``nox -s storm``) runs ten times as many requests.
+``TENANCY_TEST_FULL=1`` (``nox -s storm``) makes ten thousand requests instead of two.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import random
 import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
 import pytest
+
 from support.server import ROOT, serve
 from support.waiting import until
 
@@ -37,7 +38,7 @@ pytestmark = [pytest.mark.storm, pytest.mark.anyio, pytest.mark.timeout(600)]
 FULL: Final = bool(os.environ.get("TENANCY_TEST_FULL"))
 TENANTS: Final = tuple(f"tenant-{number:02}" for number in range(20))
 CLIENTS: Final = 200
-REQUESTS: Final = 100_000 if FULL else 10_000
+REQUESTS: Final = 10_000 if FULL else 2_000
 TOKEN: Final = "storm"
 
 
@@ -58,6 +59,12 @@ class HttpClient:
         self._server = server
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.abort()
+
     async def send(self, method: str, path: str, tenant: str, body: object = None) -> None:
         """Send a request."""
         content = b"" if body is None else json.dumps(body).encode()
@@ -67,10 +74,15 @@ class HttpClient:
         )
         await self.send_raw(head.encode() + content)
 
-    async def send_raw(self, data: bytes) -> None:
-        """Send bytes as they are."""
+    async def connect(self) -> None:
+        """Open the connection unless it is open."""
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._server.host, self._server.port)
+
+    async def send_raw(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        await self.connect()
+        assert self._streams is not None
         writer = self._streams[1]
         writer.write(data)
         await writer.drain()
@@ -177,6 +189,8 @@ def _serve(folder: Path, *, app: str = "app:app", cancels: bool = False) -> Iter
             "PYTHONPATH": str(ROOT / "examples" / "fastapi_notes"),
         },
         app_dir=Path(__file__).parent,
+        # A client may be busy with the other server for longer than uvicorn's five seconds.
+        arguments=("--timeout-keep-alive", "600"),
     ) as server:
         yield server
 
@@ -202,18 +216,17 @@ async def _mixed(servers: Sequence[Server], number: int, ledger: Ledger) -> None
     """One client: its share of reads and writes, half and half, in random order."""
     chance = random.Random(number)
     tenant = TENANTS[number % len(TENANTS)]
-    clients = [HttpClient(server) for server in servers]
     share = REQUESTS // CLIENTS
     steps = ["read", "write"] * (share // 2)
     chance.shuffle(steps)
-    for step, action in enumerate(steps):
-        client = chance.choice(clients)
-        if action == "read":
-            await read(client, tenant, ledger)
-        else:
-            await write(client, tenant, f"{tenant}/{number}/{step}", ledger)
-    for client in clients:
-        client.abort()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(HttpClient(server)) for server in servers]
+        for step, action in enumerate(steps):
+            client = chance.choice(clients)
+            if action == "read":
+                await read(client, tenant, ledger)
+            else:
+                await write(client, tenant, f"{tenant}/{number}/{step}", ledger)
 
 
 async def _storm(servers: Sequence[Server]) -> Ledger:
@@ -245,34 +258,36 @@ async def _rude(server: Server, number: int, ledger: Ledger) -> None:
     """One client that stays for the answer half of the time."""
     chance = random.Random(number)
     tenant = TENANTS[number % len(TENANTS)]
-    client = HttpClient(server)
     for step in range(REQUESTS // CLIENTS // 2):
-        text = f"{tenant}/{number}/{step}"
-        match chance.choice(("read", "write", "leave", "half", "cancel", "cancel")):
-            case "read":
-                await read(client, tenant, ledger)
-            case "write":
-                await write(client, tenant, text, ledger)
-            case "leave":
-                ledger.sent[tenant].add(text)
-                await client.send("POST", "/notes", tenant, {"text": text})
-                client.abort()
-            case "half":
-                await client.send_raw(
-                    f"POST /notes HTTP/1.1\r\nHost: storm\r\nX-Tenant-ID: {tenant}\r\n"
-                    'Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"text": "'.encode()
-                )
-                client.abort()
-            case _:
-                # Up to about as long as a write takes when nobody else is there.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(chance.uniform(0, 0.05)):
-                        if chance.random() < 0.5:
-                            await read(client, tenant, ledger)
-                        else:
-                            await write(client, tenant, text, ledger)
-                client.abort()
-    client.abort()
+        with HttpClient(server) as client:
+            # Before any time-out: asyncio leaks a connection that is cancelled while it opens.
+            await client.connect()
+            text = f"{tenant}/{number}/{step}"
+            await _behave(chance, client, tenant, text, ledger)
+
+
+async def _behave(
+    chance: random.Random, client: HttpClient, tenant: str, text: str, ledger: Ledger
+) -> None:
+    match chance.choice(("read", "write", "leave", "half", "cancel", "cancel")):
+        case "read":
+            await read(client, tenant, ledger)
+        case "write":
+            await write(client, tenant, text, ledger)
+        case "leave":
+            ledger.sent[tenant].add(text)
+            await client.send("POST", "/notes", tenant, {"text": text})
+        case "half":
+            head = f"POST /notes HTTP/1.1\r\nHost: storm\r\nX-Tenant-ID: {tenant}\r\n"
+            await client.send_raw(f'{head}Content-Length: 99\r\n\r\n{{"text": "'.encode())
+        case _:
+            # Up to about as long as a write takes when nobody else is there.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(chance.uniform(0, 0.05)):
+                    if chance.random() < 0.5:
+                        await read(client, tenant, ledger)
+                    else:
+                        await write(client, tenant, text, ledger)
 
 
 @pytest.mark.parametrize("handlers", ["run to their end", "are cancelled"])
@@ -294,10 +309,9 @@ async def test_clients_who_leave_at_random_leave_nothing_behind(
         # Every connection is back, and every tenant's file can be read and written again.
         await until(lambda: connections()["busy"] == connections()["waiting"] == 0)
         assert (connections()["cancelled"] > 100) == cancels
-        client = HttpClient(server)
-        for tenant in TENANTS:
-            await write(client, tenant, f"{tenant}/in the end", ledger)
-            await read(client, tenant, ledger)
-        client.abort()
+        with HttpClient(server) as client:
+            for tenant in TENANTS:
+                await write(client, tenant, f"{tenant}/in the end", ledger)
+                await read(client, tenant, ledger)
     assert ledger.wrong == []
     ledger.check_files(tmp_path)

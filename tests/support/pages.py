@@ -135,7 +135,6 @@ class Reader:
             ),
             "PYTHONPATH": os.pathsep.join([str(folder / ".site"), str(folder)]),
             "PYTHONWARNINGS": "error",
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
         self._stack = contextlib.ExitStack()
         self._serving = contextlib.ExitStack()

@@ -1,4 +1,4 @@
-"""Plugin distributions for tests: complete ones that are installed, and little ones made by hand."""
+"""Plugin distributions for tests: complete ones to install, and little ones made by hand."""
 
 from __future__ import annotations
 

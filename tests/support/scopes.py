@@ -63,7 +63,7 @@ def websocket_scope(
     can_answer: bool = True,
     **extra: Any,
 ) -> dict[str, Any]:
-    """Return the scope of a handshake; ``can_answer``: the server has ``websocket.http.response``."""
+    """Return the scope of a handshake, of a server that has ``websocket.http.response`` or not."""
     scope = http_scope(raw_path, *headers, **extra)
     del scope["method"]
     scope.update(type="websocket", scheme="ws", subprotocols=[])
@@ -145,9 +145,7 @@ class WhoAmI:
             await send({"type": "websocket.send", "text": name.decode()})
 
 
-def record(
-    identifier: str, status: TenantStatus = TenantStatus.ACTIVE, **fields: Any
-) -> Tenant:
+def record(identifier: str, status: TenantStatus = TenantStatus.ACTIVE, **fields: Any) -> Tenant:
     """Return a tenant's record as a store keeps it."""
     now = datetime.now(UTC)
     return Tenant(

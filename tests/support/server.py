@@ -74,7 +74,7 @@ def serve(
     host, port = listener.getsockname()[:2]
     log = folder / f"uvicorn-{port}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own arguments
+        process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",

@@ -13,12 +13,14 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+
 from tenancy_core import Tenancy, TenancyConfig, TenantClaim, current_tenant
 from tenancy_fastapi import CurrentTenant, install
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
+    from tenancy_core import Tenant
     from tenancy_core.contract import Connection
 
     Scope = MutableMapping[str, Any]
@@ -78,21 +80,24 @@ def make(strategy: str, *, proxies: str = "", resolver: Any = None) -> FastAPI:
         return "-" if tenant is None else tenant.identifier
 
     @app.api_route("/me", methods=["GET", "HEAD", "POST"])
-    @app.get("/t/{path:path}")
-    @app.get("/{path:path}")
-    async def me(tenant: CurrentTenant) -> str:
+    @app.get("/{_path:path}")
+    async def me(tenant: CurrentTenant, _path: str = "") -> str:
         return tenant.identifier
 
     @app.post("/admin/{action}/{identifier}")
     async def admin(action: str, identifier: str) -> str:
-        if action == "create":
-            return (await tenancy.tenants.create(identifier)).status
-        return (await getattr(tenancy.tenants, action)(identifier)).status
+        changed: Tenant = await getattr(tenancy.tenants, action)(identifier)
+        return changed.status
 
     @app.post("/admin/counts")
     async def counts() -> dict[str, int]:
         return {"sent": app.state.sent, "busy": app.state.busy}
 
+    _add_sockets(app)
+    return app
+
+
+def _add_sockets(app: FastAPI) -> None:
     @app.websocket("/idle")
     async def idle(socket: WebSocket) -> None:
         tenant = current_tenant()
@@ -124,8 +129,6 @@ def make(strategy: str, *, proxies: str = "", resolver: Any = None) -> FastAPI:
         await socket.accept()
         await socket.send_text("thinking")
         await asyncio.Event().wait()
-
-    return app
 
 
 apps = {

@@ -12,6 +12,7 @@ from tenancy_core.sql import (
     EngineCache,
     TenantConnectionContext,
     TenantSessionContext,
+    close_engine,
     make_engine,
     require_own,
 )
@@ -152,7 +153,7 @@ class SqliteDatabaseIsolation:
                     await connection.run_sync(self._metadata.create_all)
                 await connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
         finally:
-            await engine.dispose()
+            await close_engine(engine)
 
     async def exists(self, tenant: Tenant, /) -> bool:
         """See the contract."""
@@ -166,7 +167,7 @@ class SqliteDatabaseIsolation:
                 found = await connection.exec_driver_sql("PRAGMA application_id")
                 return bool(found.scalar() == APPLICATION_ID)
         finally:
-            await engine.dispose()
+            await close_engine(engine)
 
     async def destroy(self, tenant: Tenant, /) -> None:
         """See the contract."""

@@ -24,7 +24,7 @@ from tenancy_core.errors import (
     VersionConflict,
 )
 from tenancy_core.sql import sqlite, tables
-from tenancy_core.sql.engines import make_engine
+from tenancy_core.sql.engines import close_engine, make_engine
 from tenancy_core.tenant import Placement, Tenant, TenantStatus, thaw
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class SqlTenantStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await settle(self._engine.dispose())
+        await settle(close_engine(self._engine))
 
     async def _create_tables(self) -> None:
         # Several workers boot at once: whoever loses the race to create a table is told that it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from tenancy_core.config import TenancyConfig
     from tenancy_core.sql.budget import ConnectionBudget
 
-__all__ = ["EngineCache", "EngineLease", "make_engine"]
+__all__ = ["EngineCache", "EngineLease", "close_engine", "make_engine"]
+
+_log = logging.getLogger("tenancy")
 
 _HIDDEN: Final = True
 
@@ -61,6 +64,18 @@ def make_engine(
         hide_parameters=_HIDDEN,
         **options,
     )
+
+
+async def close_engine(engine: AsyncEngine) -> None:
+    """Dispose of an engine that nobody uses, and wait until its last connection is closed.
+
+    Raises:
+        BackendUnavailable: The driver did not close one in time; all others are closed.
+    """
+    pool = engine.pool
+    await settle(engine.dispose())
+    if isinstance(pool, BudgetedPool):
+        await pool.let_go()
 
 
 class EngineLease:
@@ -168,7 +183,7 @@ class EngineCache:
             if entry is not None:
                 await self._until_unused(entry, timeout)
                 self._entries.pop(key, None)
-                await settle(entry.engine.dispose())
+                await close_engine(entry.engine)
             yield
         finally:
             self._barred.discard(key)
@@ -198,5 +213,8 @@ class EngineCache:
 
     async def _dispose_of_all(self) -> None:
         while self._entries:
-            _, entry = self._entries.popitem()
-            await entry.engine.dispose()
+            key, entry = self._entries.popitem()
+            try:
+                await close_engine(entry.engine)
+            except BackendUnavailable:
+                _log.warning("a connection to the database %s was not closed in time", key)

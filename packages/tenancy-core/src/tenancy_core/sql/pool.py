@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,6 +65,9 @@ class BudgetedPool(Pool):
         self._budget = share.budget
         self._free: deque[ConnectionPoolEntry] = deque()
         self._closed = False
+        self._lingering = 0
+        self._let_go_of_all = asyncio.Event()
+        self._let_go_of_all.set()
         self.control = share.control
         self.most = share.most
         self.open = 0
@@ -107,7 +111,7 @@ class BudgetedPool(Pool):
         return await_only(outlast(opening, self._left_opening))
 
     def _left_opening(self, opening: Task[Any]) -> Coroutine[Any, Any, None]:
-        self._budget.keep(self)
+        self._linger()
         return self._close_when_open(opening)
 
     async def _close_when_open(self, opening: Task[Any]) -> None:
@@ -116,7 +120,7 @@ class BudgetedPool(Pool):
             with suppress(Exception):
                 await greenlet_spawn(super()._close_connection, await opening)
         finally:
-            self._budget.release(self)
+            self._let_go()
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:  # noqa: ANN401 - DBAPI
         if not in_greenlet():
@@ -127,7 +131,7 @@ class BudgetedPool(Pool):
         await_only(outlast(greenlet_spawn(close), self._left_closing))
 
     def _left_closing(self, closing: Task[None]) -> Coroutine[Any, Any, None]:
-        self._budget.keep(self)
+        self._linger()
         return self._release_when_closed(closing)
 
     async def _release_when_closed(self, closing: Task[None]) -> None:
@@ -135,14 +139,40 @@ class BudgetedPool(Pool):
             with suppress(Exception):
                 await closing
         finally:
-            self._budget.release(self)
+            self._let_go()
+
+    def _linger(self) -> None:
+        self._budget.keep(self)
+        self._lingering += 1
+        self._let_go_of_all.clear()
+
+    def _let_go(self) -> None:
+        self._budget.release(self)
+        self._lingering -= 1
+        if not self._lingering:
+            self._let_go_of_all.set()
+
+    async def let_go(self) -> None:
+        """Wait until no connection is left that its holder gave up before it was open or closed.
+
+        Raises:
+            BackendUnavailable: The driver took longer than the pool's time-out.
+        """
+        try:
+            async with asyncio.timeout(self._share.timeout):
+                await self._let_go_of_all.wait()
+        except TimeoutError:
+            raise BackendUnavailable(
+                f"A database connection was not closed within {self._share.timeout:g} seconds."
+            ) from None
 
     # -- what SQLAlchemy does with it ----------------------------------------------------------
 
     def _do_get(self) -> ConnectionPoolEntry:
         if self._closed:
             raise BackendUnavailable("This engine is closed; take a new one for the tenant.")
-        found = self._budget.take(self) if not self._budget.waiting else None
+        # What is free is nobody's who waits: it would have been handed over.
+        found = self._budget.take(self)
         if found is None:
             found = await_only(self._budget.acquire(self, self._share.timeout))
             if self._closed:

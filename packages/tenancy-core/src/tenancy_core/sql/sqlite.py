@@ -85,7 +85,8 @@ def report_unavailable(engine: AsyncEngine) -> None:
         if code is not None and code & 0xFF in _UNAVAILABLE:
             name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
             raise BackendUnavailable(f"The database file cannot be used now ({name}).") from error
-        if context.is_disconnect and isinstance(error, sqlite3.Error):
+        # A ping that finds the connection lost makes the pool open another, and nobody notices.
+        if context.is_disconnect and not context.is_pre_ping and isinstance(error, sqlite3.Error):
             raise BackendUnavailable("The connection to the database file was lost.") from error
 
 

@@ -10,9 +10,8 @@ from tenancy_core.contract import OpenAPISource, TenantClaim
 from tenancy_core.errors import InvalidCredentials
 
 if TYPE_CHECKING:
-    from tenancy_core.contract import Connection
-
     from acme_tenancy.settings import ApiKeySettings
+    from tenancy_core.contract import Connection
 
 __all__ = ["ApiKeyResolver"]
 
