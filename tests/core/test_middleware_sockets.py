@@ -251,6 +251,39 @@ async def test_R25_suspension_closes_a_socket_that_is_busy_sending(
     assert isinstance(talks.ended, OSError)
 
 
+async def test_R25_the_close_is_sent_before_a_pending_send_fails(
+    make_config: Callable[..., TenancyConfig],
+) -> None:
+    order: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        try:
+            await send({"type": "websocket.send", "text": "long"})
+        except OSError:
+            order.append("OSError")
+
+    async with opened(make_config()) as tenancy:
+        server = Server(TenancyMiddleware(app, tenancy), ACME)
+        server.events = order
+        while "websocket.accept" not in order:
+            server.may_write.clear()
+            server.may_write.set()
+            await asyncio.sleep(0)
+        server.may_write.clear()
+        await server.writing.wait()
+        suspension = asyncio.create_task(tenancy.tenants.suspend("acme"))
+        while not server.task.done() and tenancy.parts.directory.l1.get("acme") is not None:
+            await asyncio.sleep(0)
+        for _ in range(100):  # whatever else there is to do comes to its end
+            await asyncio.sleep(0)
+        server.may_write.set()
+        await settled(server.task)
+        await suspension
+    assert order == ["websocket.accept", "websocket.close", "OSError"]
+
+
 async def test_R25_suspension_closes_a_socket_that_neither_sends_nor_receives(
     make_config: Callable[..., TenancyConfig],
 ) -> None:

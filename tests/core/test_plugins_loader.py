@@ -14,7 +14,7 @@ from tenancy_core._plugins import registry as kinds
 from tenancy_core.errors import ConfigurationError, DuplicateProviderError, PluginLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tenancy_core import TenancyConfig
@@ -32,19 +32,6 @@ RESOLVER = """
     def tenancy_resolvers():
         return [Provider("{name}", lambda context, section: Resolver())]
 """
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on ``sys.path``; the modules of the plugins in it are forgotten afterwards."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
-    before = set(sys.modules)
-    yield folder
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
 
 
 def load(site: Path) -> Registry:
@@ -213,6 +200,39 @@ def test_a_strategy_has_one_owner_for_each_dialect(
     assert str(caught.value).startswith(
         f"The isolation strategy {clash!r} is offered by acme-one and by acme-two. "
     )
+
+
+TWO_MODELS = """
+    from pydantic import BaseModel
+    from tenancy_core.hookspecs import hookimpl
+    from tenancy_core.providers import Provider, Section
+
+    class One(BaseModel):
+        a: int = 1
+
+    class Two(BaseModel):
+        b: int = 2
+
+    @hookimpl
+    def tenancy_resolvers():
+        return [Provider("one", print, Section("acme", One)),
+                Provider("two", print, Section("acme", {second}))]
+"""
+
+
+def test_a_section_is_described_by_one_model(site: Path) -> None:
+    distribution(site, "acme-one", TWO_MODELS.format(second="Two"))
+    with pytest.raises(DuplicateProviderError) as caught:
+        load(site)
+    assert str(caught.value) == (
+        "acme-one describes its settings section 'acme' by two models. "
+        "Upgrade it, or block it: TENANCY_PLUGINS_BLOCKED=acme-one."
+    )
+
+
+def test_two_products_may_share_a_section(site: Path) -> None:
+    distribution(site, "acme-one", TWO_MODELS.format(second="One"))
+    assert load(site).section_variables([]) == {"TENANCY_ACME_A": "acme-one"}
 
 
 CHECK = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -16,7 +15,7 @@ from tenancy_core._resolvers.guarded import GuardedResolver
 from tenancy_core._stores.memory import MemoryTenantStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tenancy_core import TenancyConfig
@@ -50,19 +49,6 @@ class Listener:
 
     async def write(self, event: contract.AuditEvent, /) -> None:
         self.log.append(f"audited {event.action}")
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on ``sys.path``; the modules of the plugins in it are forgotten afterwards."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
-    before = set(sys.modules)
-    yield folder
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
 
 
 def refusal(config: TenancyConfig, **given: Any) -> str:

@@ -186,7 +186,9 @@ def _serve(folder: Path, *, app: str = "app:app", cancels: bool = False) -> Iter
             "TENANCY_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/data/control.db",
             "NOTES_ADMIN_TOKEN": TOKEN,
             "STORM_CANCELS": str(int(cancels)),
-            "PYTHONPATH": str(ROOT / "examples" / "fastapi_notes"),
+            "PYTHONPATH": os.pathsep.join(
+                [str(ROOT / "examples" / "fastapi_notes"), os.environ.get("PYTHONPATH", "")]
+            ),
         },
         app_dir=Path(__file__).parent,
         # A client may be busy with the other server for longer than uvicorn's five seconds.

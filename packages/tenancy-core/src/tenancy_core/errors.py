@@ -34,6 +34,7 @@ __all__ = [
     "TenantMismatch",
     "TenantNotFound",
     "TenantNotIdentified",
+    "TenantUnready",
     "UnknownProviderError",
     "UnsafeRoleError",
     "UnsupportedCombinationError",

@@ -188,10 +188,18 @@ class Directory:
             ) from error
 
     async def forget_everybody(self) -> None:
-        """As :meth:`forget`, where it is unknown who changed."""
+        """As :meth:`forget`, where it is unknown who changed.
+
+        Raises:
+            BackendUnavailable: As :meth:`forget`.
+        """
         self.forget_all()
-        for listener in self._listeners:
-            await listener(None)
+        try:
+            if self._shared is not None:
+                await self._forget_shared(self._shared, ())
+        finally:
+            for listener in self._listeners:
+                await listener(None)
 
     def forget_all(self) -> None:
         """Drop everything that is cached in this process."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import anyio
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from tenancy_core.contract import AuditEvent, JournalStep
 
 __all__ = ["MemoryTenantStore"]
+
+_CHANGES_KEPT: Final = 10_000
+"""Older entries of the change sequence are dropped; a follower that far behind forgets all."""
 
 
 class _State:
@@ -214,7 +217,7 @@ class _Transaction:
         """See the contract."""
         state = self._state
         state.sequence += 1
-        state.changes = (*state.changes[-9_999:], Change(state.sequence, tenant_id))
+        state.changes = (*state.changes, Change(state.sequence, tenant_id))[-_CHANGES_KEPT:]
         return state.sequence
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 import anyio.to_thread
-from sqlalchemy import delete, insert, make_url, select, update
+from sqlalchemy import delete, func, insert, make_url, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from tenancy_core.sql.budget import ConnectionBudget
 
 __all__ = ["SqlTenantStore"]
+
+_log = logging.getLogger("tenancy")
 
 _CHANGES_KEPT: Final = 10_000
 """Older entries of the change sequence are dropped; a follower that far behind forgets all."""
@@ -85,7 +88,12 @@ class SqlTenantStore:
         options: dict[str, Any] = {}
         if self._sqlite:
             options["connect_args"] = sqlite.connect_args(config.database_pool_timeout)
-        self._engine: AsyncEngine = make_engine(url, config, budget, control=True, **options)
+        self._make_engine = partial(make_engine, url, config, budget, control=True, **options)
+        self._renew_engine()
+
+    def _renew_engine(self) -> None:
+        self._closed = False
+        self._engine: AsyncEngine = self._make_engine()
         # Reads must not wait for, nor hold up, the one writer that SQLite allows.
         self._reading = self._engine.execution_options(**{sqlite.READ_ONLY: True})
         if self._sqlite:
@@ -96,6 +104,8 @@ class SqlTenantStore:
         if self._path is not None:
             make_folder = partial(self._path.parent.mkdir, parents=True, exist_ok=True)
             await anyio.to_thread.run_sync(make_folder)
+        if self._closed:
+            self._renew_engine()
         async with _reach:
             await self._create_tables()
         return self
@@ -106,7 +116,11 @@ class SqlTenantStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await settle(close_engine(self._engine))
+        self._closed = True
+        try:
+            await settle(close_engine(self._engine))
+        except BackendUnavailable:
+            _log.warning("a connection to the tenant store was not closed in time")
 
     async def _create_tables(self) -> None:
         # Several workers boot at once: whoever loses the race to create a table is told that it
@@ -265,12 +279,19 @@ class _Transaction:
 
     async def create(self, tenant: Tenant, /) -> None:
         """See the contract."""
+        log = tables.audit_log.c
+        # A log outlives its tenant: whoever comes back under an old id goes on with its numbers.
+        head = select(func.coalesce(func.max(log.sequence), 0)).where(log.tenant_id == tenant.id)
         async with _reach:
             try:
                 # The savepoint keeps the transaction usable for telling what collided.
                 async with self._connection.begin_nested():
                     await self._connection.execute(
-                        insert(tables.tenants).values(id=tenant.id, **_columns(tenant))
+                        insert(tables.tenants).values(
+                            id=tenant.id,
+                            audit_sequence=head.scalar_subquery(),
+                            **_columns(tenant),
+                        )
                     )
             except IntegrityError:
                 await self._explain_collision(tenant)

@@ -76,7 +76,8 @@ class TenancyMiddleware:
         self._tenancy = tenancy
         self._excluded = ExcludedPaths((*tenancy.config.excluded_paths, *extra))
         self._prefixes = self._excluded.prefixes
-        self._excluded_bytes = frozenset(path[1] for path in self._prefixes if len(path) > 1)
+        # Behind the root, where that is excluded, a query may follow in what some servers say.
+        self._excluded_bytes = frozenset((path + b"?")[1] for path in self._prefixes)
         self._render = render
         self._admission: Admission | None = None
         # Copied out of the admission, because every request reads them.

@@ -1,0 +1,155 @@
+"""The tenant store on SQLAlchemy: first boot, other processes, and a database that is not there."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+from support.notes import Base
+from support.processes import crew
+from support.real_connections import RealConnections, count_connections
+from tenancy_core import Tenancy
+from tenancy_core._stores.sql import SqlTenantStore
+from tenancy_core.errors import BackendUnavailable
+from tenancy_core.sql import ConnectionBudget, tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tenancy_core import TenancyConfig
+
+pytestmark = pytest.mark.anyio
+
+_SOMEBODY = UUID(int=7)
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> RealConnections:
+    return count_connections(monkeypatch)
+
+
+FIRST_BOOT = """
+from tenancy_core._stores.sql import SqlTenantStore
+from tenancy_core.sql import ConnectionBudget
+from uuid import uuid4
+
+async def work(path):
+    config = TenancyConfig(database_url=f"sqlite+aiosqlite:///{path}")
+    async with SqlTenantStore(config, ConnectionBudget(4)) as store:
+        await store.last_change()
+        async with store.transaction() as transaction:
+            return await transaction.enqueue(uuid4())
+"""
+
+
+async def test_eight_processes_that_boot_for_the_first_time_at_once_make_one_set_of_tables(
+    tmp_path: Path,
+) -> None:
+    with crew(8, FIRST_BOOT, tmp_path) as workers:
+        for turn in range(6):
+            path = tmp_path / f"new-folder-{turn}" / "control.db"
+            answers = workers.all_at_once(str(path))
+            assert sorted(answers) == [f"done {number}" for number in range(1, 9)]
+            with closing(sqlite3.connect(path)) as connection:
+                found = {
+                    row[0]
+                    for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+                }
+                counters = connection.execute("SELECT name, value FROM tenancy_counters").fetchall()
+            assert found == set(tables.METADATA.tables)
+            assert counters == [("changes", 8)]
+
+
+WHOLE_SERVICE = """
+async def work(folder):
+    config = TenancyConfig(database_url=f"sqlite+aiosqlite:///{folder}/control.db")
+    async with Tenancy(config, metadata=Base.metadata) as tenancy:
+        try:
+            return (await tenancy.tenants.create("acme")).id
+        except Exception as error:
+            return type(error).__name__
+"""
+
+
+async def test_C2_eight_processes_that_create_one_tenant_at_once_make_one(
+    tmp_path: Path, make_config: Callable[..., TenancyConfig]
+) -> None:
+    with crew(8, WHOLE_SERVICE, tmp_path) as workers:
+        for turn in range(4):
+            folder = tmp_path / f"boot-{turn}"
+            answers = {answer.partition(" ")[2] for answer in workers.all_at_once(str(folder))}
+            config = make_config(database_url=f"sqlite+aiosqlite:///{folder}/control.db")
+            async with Tenancy(config, metadata=Base.metadata) as tenancy:
+                page = await tenancy.tenants.list()
+                (acme,) = page.items
+                assert acme.active
+                actions = [event.action for event in await tenancy.parts.store.audit(acme.id)]
+            # Whoever came too late was told so; the others got the same tenant.
+            assert answers - {"TenantExists"} == {str(acme.id)}
+            assert actions == ["tenant.created", "tenant.provisioned"]
+            assert len(list((folder / "tenants").glob("*.db"))) == 1
+
+
+async def test_a_store_keeps_what_it_has_when_it_is_opened_again(
+    make_config: Callable[..., TenancyConfig], real: RealConnections
+) -> None:
+    store = SqlTenantStore(make_config(), ConnectionBudget(4))
+    for expected in (1, 2, 3):
+        async with store:
+            async with store.transaction() as transaction:
+                assert await transaction.enqueue(_SOMEBODY) == expected
+        assert real.now == 0
+        with pytest.raises(BackendUnavailable):
+            await store.last_change()
+
+
+async def test_readers_of_the_store_wait_for_no_writer(
+    make_config: Callable[..., TenancyConfig],
+) -> None:
+    async with SqlTenantStore(make_config(), ConnectionBudget(4)) as store:
+        async with store.transaction() as transaction:
+            await transaction.enqueue(_SOMEBODY)
+            assert await store.last_change() == 0
+            assert (await store.list()).items == ()
+        assert await store.last_change() == 1
+
+
+async def test_a_store_that_is_locked_by_somebody_else_is_unavailable_for_writes_only(
+    make_config: Callable[..., TenancyConfig], tmp_path: Path
+) -> None:
+    config = make_config(database_pool_timeout=0.05)
+    async with SqlTenantStore(config, ConnectionBudget(4)) as store:
+        with closing(sqlite3.connect(tmp_path / "data/control.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(BackendUnavailable, match="tenant store"):
+                await store.transaction().__aenter__()
+            assert await store.last_change() == 0
+            other.execute("ROLLBACK")
+        async with store.transaction() as transaction:
+            await transaction.enqueue(_SOMEBODY)
+
+
+async def test_a_store_that_cannot_be_opened_is_unavailable(
+    make_config: Callable[..., TenancyConfig], tmp_path: Path, real: RealConnections
+) -> None:
+    (tmp_path / "data" / "control.db").mkdir(parents=True)
+    store = SqlTenantStore(make_config(), ConnectionBudget(4))
+    with pytest.raises(BackendUnavailable, match="tenant store"):
+        await store.__aenter__()
+    await store.__aexit__(None, None, None)
+    assert real.now == 0
+
+
+async def test_every_commit_of_the_store_is_flushed(
+    make_config: Callable[..., TenancyConfig],
+) -> None:
+    async with (
+        SqlTenantStore(make_config(), ConnectionBudget(4)) as store,
+        store._engine.connect() as connection,
+    ):
+        for pragma, expected in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
+            assert (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar() == expected
