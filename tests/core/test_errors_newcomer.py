@@ -291,6 +291,18 @@ def test_a_misspelt_variable_beside_another_mistake(monkeypatch: pytest.MonkeyPa
     )
 
 
+def test_a_misspelt_variable_is_not_blamed_where_the_right_one_is_set_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TENANCY_DATABASE_URL", "control.db")
+    monkeypatch.setenv("TENANCY_DATABASE_URI", URL)
+    assert "\n" not in from_env()
+    monkeypatch.delenv("TENANCY_DATABASE_URL")
+    with pytest.raises(ConfigurationError) as caught:
+        TenancyConfig.from_env(database_url="control.db")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [

@@ -125,54 +125,78 @@ values = st.sampled_from(
         *(b"acme.ex.com..", b"acme.evil.ex.com", b"acme.ex.com:x", b"https://app.example"),
     ]
 )
-headers = st.lists(
-    st.tuples(
-        st.sampled_from(
-            [
-                *[b"x-tenant-id", b"host"] * 2,
-                *(b"x_tenant_id", b"x-forwarded-host", b"origin"),
-                b"access-control-request-method",
-            ]
-        ),
-        values,
-    ),
-    max_size=4,
-)
-paths = st.sampled_from(
+names_of_headers = st.sampled_from(
     [
-        *(b"/me", b"/", b"/health", b"/health/live", b"/healthcare", b"/health/../me"),
-        *(b"/t/acme/x", b"/t/beta", b"/t/off", b"/t/%61cme", b"/t//acme", b"/health%2fx"),
-        *(b"/api/t/acme", b"/api/health", b"/api/me", b"/api", b"//", b"/?x", b"/health?x", b""),
+        *[b"x-tenant-id", b"host"] * 2,
+        *(b"x_tenant_id", b"x-forwarded-host", b"origin", b"access-control-request-method"),
     ]
 )
+paths = [
+    *(b"/me", b"/", b"/health", b"/health/live", b"/healthcare", b"/health/../me", b"/health%2fx"),
+    *(b"/t/acme/x", b"/t/beta", b"/t/off", b"/t/%61cme", b"/t//acme", b"/api/t/acme", b"/api"),
+    *(b"/api/health", b"/api/me", b"//", b"/?x", b"/health?x", b""),
+]
 absent = ...
+deviations = st.one_of(
+    st.tuples(st.just("header"), st.tuples(names_of_headers, values)),
+    st.tuples(st.just("value"), values),
+    st.tuples(st.just("host"), values),
+    st.tuples(st.just("path"), st.sampled_from(paths)),
+    st.tuples(st.just("method"), st.sampled_from(["POST", "HEAD", "OPTIONS"])),
+    st.tuples(st.just("preflight"), st.none()),
+    st.tuples(st.just("websocket"), st.none()),
+    st.tuples(st.just("root_path"), st.sampled_from(["/api", "/api/", absent])),
+    st.tuples(st.just("state"), st.sampled_from([{"own": 1}, None, absent])),
+    st.tuples(st.just("raw_path"), st.sampled_from([None, absent])),
+)
+
+
+def usual(name: bytes = b"acme", path: bytes = b"/me") -> dict[str, Any]:
+    """Return a request that every strategy but ``path`` finds its tenant in.
+
+    It comes without an address: nothing is limited by what was asked before.
+    """
+    return http_scope(
+        path, (b"x-tenant-id", name), (b"host", name + b".ex.com"), method="GET", client=None
+    )
+
+
+def deviate(scope: dict[str, Any], how: str, what: Any) -> None:
+    """Change one thing about a request."""
+    match how:
+        case "header":
+            scope["headers"].append(what)
+        case "value" | "host":
+            scope["headers"][how == "host"] = (scope["headers"][how == "host"][0], what)
+        case "path":
+            scope.update(
+                http_scope(what), **{key: scope[key] for key in scope if "path" not in key}
+            )
+        case "preflight":
+            scope["method"] = "OPTIONS"
+            scope["headers"] += [(b"origin", b"https://app.example")]
+            scope["headers"] += [(b"access-control-request-method", b"GET")]
+        case "websocket":
+            scope.update(type="websocket", extensions={"websocket.http.response": {}})
+        case _ if what is absent:
+            scope.pop(how, None)
+        case _:
+            scope[how] = what
 
 
 @st.composite
 def scopes(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw a connection as some server might say it."""
-    scope = http_scope(
-        draw(paths),
-        *draw(headers),
-        method=draw(st.sampled_from(["GET", "GET", "POST", "HEAD", "OPTIONS"])),
-        # Without an address nothing is limited by it: what was asked before does not count.
-        client=None,
-    )
-    if draw(st.booleans()):
-        scope["type"] = "websocket"
-        scope["extensions"] = {"websocket.http.response": {}}
-        del scope["method"]
-    odd: dict[str, list[Any]] = {
-        "root_path": ["", "/api", "/api/", absent],
-        "state": [{}, {"own": 1}, None, absent],
-        "raw_path": [scope["raw_path"], scope["raw_path"], None, absent],
-    }
-    for key, choices in odd.items():
-        value = draw(st.sampled_from(choices))
-        if value is absent:
-            del scope[key]
-        else:
-            scope[key] = value
+    """Draw a connection that is as usual but for a few things, as some server might say it."""
+    scope = usual(draw(st.sampled_from(names[:2])), draw(st.sampled_from([b"/me", b"/t/acme/x"])))
+    for how, what in draw(st.lists(deviations, max_size=3)):
+        deviate(scope, how, what)
+    return scope
+
+
+def odd(how: str, what: Any) -> dict[str, Any]:
+    """Return the usual request with one thing changed."""
+    scope = usual()
+    deviate(scope, how, what)
     return scope
 
 
@@ -193,12 +217,19 @@ steps = st.one_of(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(steps, min_size=2, max_size=12))
-@example([http_scope(b"/me", ACME, client=None)] * 3 + [("suspend", "acme")] * 2)
-@example([http_scope(b"/me", (b"host", b"acme.ex.com"), client=None)] * 3)
+@example([("suspend", "acme"), usual(), ("resume", "acme"), usual()])
+@example([60.0, usual(), usual(b"off"), 5.0, usual(b"off"), usual(b"nobody")])
+@example([odd("header", ACME), odd("header", BETA), odd("header", (b"host", b"acme.ex.com"))])
+@example([odd("path", path) for path in paths])
+@example([odd("preflight", None), odd("method", "OPTIONS"), odd("method", "HEAD")])
+@example([odd("root_path", "/api"), odd("root_path", absent), odd("websocket", None)])
+@example([odd("state", None), odd("state", absent), odd("raw_path", None)])
 async def test_a_request_is_answered_the_same_whatever_is_cached(
     pair: Pair, todo: list[dict[str, Any] | tuple[str, str] | float]
 ) -> None:
     pair.reset()
+    for name in (b"acme", b"beta"):
+        await pair.ask(usual(name))
     for step in todo:
         if isinstance(step, dict):
             await pair.ask(step)

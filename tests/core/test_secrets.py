@@ -102,7 +102,7 @@ def test_S1_what_was_read_from_the_environment_is_not_printed_either(
 def test_S1_a_configuration_is_not_pickled(protocol: int) -> None:
     config = TenancyConfig(database_url=URL_WITH_CANARY)
     out = io.BytesIO()
-    with pytest.raises(TypeError, match="holds secrets and is not pickled"):
+    with pytest.raises(TypeError, match="A TenancyConfig holds secrets and is not pickled"):
         pickle.Pickler(out, protocol).dump(config)
     assert CANARY.encode() not in out.getvalue()
 
@@ -112,6 +112,13 @@ def test_S1_a_tenancy_never_prints_its_secrets(make_config: Callable[..., Tenanc
     assert repr(tenancy) == "<Tenancy database on sqlite, closed>"
     with pytest.raises(TypeError, match="not pickled"):
         pickle.dumps(tenancy)
+
+
+def test_S1_an_attempt_to_change_a_secret_does_not_print_the_new_one() -> None:
+    config = TenancyConfig(database_url=URL_WITH_CANARY)
+    for name in ("database_url", "redis_url"):
+        error = caught(lambda name=name: setattr(config, name, CANARY))  # type: ignore[misc]
+        assert CANARY not in str(error) + repr(error)
 
 
 # -- errors of the settings --------------------------------------------------------------------

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from support.notes import Base
-from support.processes import crew
+from support.processes import Crew, crew
 from support.real_connections import RealConnections, count_connections
 from tenancy_core import Tenancy
 from tenancy_core._stores.sql import SqlTenantStore
@@ -17,7 +17,7 @@ from tenancy_core.errors import BackendUnavailable
 from tenancy_core.sql import ConnectionBudget, tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tenancy_core import TenancyConfig
@@ -32,40 +32,22 @@ def real(monkeypatch: pytest.MonkeyPatch) -> RealConnections:
     return count_connections(monkeypatch)
 
 
-FIRST_BOOT = """
+PROGRAM = """
 from tenancy_core._stores.sql import SqlTenantStore
 from tenancy_core.sql import ConnectionBudget
 from uuid import uuid4
 
-async def work(path):
+async def work(what, path):
+    return await {"boot": boot, "create": create}[what](path)
+
+async def boot(path):
     config = TenancyConfig(database_url=f"sqlite+aiosqlite:///{path}")
     async with SqlTenantStore(config, ConnectionBudget(4)) as store:
         await store.last_change()
         async with store.transaction() as transaction:
             return await transaction.enqueue(uuid4())
-"""
 
-
-async def test_eight_processes_that_boot_for_the_first_time_at_once_make_one_set_of_tables(
-    tmp_path: Path,
-) -> None:
-    with crew(8, FIRST_BOOT, tmp_path) as workers:
-        for turn in range(6):
-            path = tmp_path / f"new-folder-{turn}" / "control.db"
-            answers = workers.all_at_once(str(path))
-            assert sorted(answers) == [f"done {number}" for number in range(1, 9)]
-            with closing(sqlite3.connect(path)) as connection:
-                found = {
-                    row[0]
-                    for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
-                }
-                counters = connection.execute("SELECT name, value FROM tenancy_counters").fetchall()
-            assert found == set(tables.METADATA.tables)
-            assert counters == [("changes", 8)]
-
-
-WHOLE_SERVICE = """
-async def work(folder):
+async def create(folder):
     config = TenancyConfig(database_url=f"sqlite+aiosqlite:///{folder}/control.db")
     async with Tenancy(config, metadata=Base.metadata) as tenancy:
         try:
@@ -75,23 +57,41 @@ async def work(folder):
 """
 
 
-async def test_C2_eight_processes_that_create_one_tenant_at_once_make_one(
-    tmp_path: Path, make_config: Callable[..., TenancyConfig]
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+    with crew(8, PROGRAM, tmp_path_factory.mktemp("workers")) as started:
+        yield started
+
+
+async def test_eight_processes_that_boot_for_the_first_time_at_once_make_one_set_of_tables(
+    workers: Crew, tmp_path: Path
 ) -> None:
-    with crew(8, WHOLE_SERVICE, tmp_path) as workers:
-        for turn in range(4):
-            folder = tmp_path / f"boot-{turn}"
-            answers = {answer.partition(" ")[2] for answer in workers.all_at_once(str(folder))}
-            config = make_config(database_url=f"sqlite+aiosqlite:///{folder}/control.db")
-            async with Tenancy(config, metadata=Base.metadata) as tenancy:
-                page = await tenancy.tenants.list()
-                (acme,) = page.items
-                assert acme.active
-                actions = [event.action for event in await tenancy.parts.store.audit(acme.id)]
-            # Whoever came too late was told so; the others got the same tenant.
-            assert answers - {"TenantExists"} == {str(acme.id)}
-            assert actions == ["tenant.created", "tenant.provisioned"]
-            assert len(list((folder / "tenants").glob("*.db"))) == 1
+    for turn in range(6):
+        path = tmp_path / f"new-folder-{turn}" / "control.db"
+        answers = workers.all_at_once(f"boot {path}")
+        assert sorted(answers) == [f"done {number}" for number in range(1, 9)]
+        with closing(sqlite3.connect(path)) as connection:
+            names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            assert {row[0] for row in names} == set(tables.METADATA.tables)
+            counters = connection.execute("SELECT name, value FROM tenancy_counters").fetchall()
+        assert counters == [("changes", 8)]
+
+
+async def test_C2_eight_processes_that_create_one_tenant_at_once_make_one(
+    workers: Crew, tmp_path: Path, make_config: Callable[..., TenancyConfig]
+) -> None:
+    for turn in range(6):
+        folder = tmp_path / f"boot-{turn}"
+        answers = workers.all_at_once(f"create {folder}")
+        config = make_config(database_url=f"sqlite+aiosqlite:///{folder}/control.db")
+        async with Tenancy(config, metadata=Base.metadata) as tenancy:
+            (acme,) = (await tenancy.tenants.list()).items
+            assert acme.active
+            actions = [event.action for event in await tenancy.parts.store.audit(acme.id)]
+        # Whoever came too late was told so; the others got the same tenant.
+        assert {*answers} - {"done TenantExists"} == {f"done {acme.id}"}
+        assert actions == ["tenant.created", "tenant.provisioned"]
+        assert len(list((folder / "tenants").glob("*.db"))) == 1
 
 
 async def test_a_store_keeps_what_it_has_when_it_is_opened_again(

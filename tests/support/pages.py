@@ -203,7 +203,7 @@ class Reader:
                 env={**os.environ, **self._environment},
                 capture_output=True,
                 text=True,
-                timeout=100,
+                timeout=300,
                 check=False,
             )
             seen = done.stdout.replace("\r\n", "\n")

@@ -3,67 +3,85 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 PRELUDE = """
-import asyncio, sys
+import asyncio, os, sys
 from tenancy_core import Tenancy, TenancyConfig
 from support.notes import Base
 """
 
+# Everything is imported once, and then the process forks: starting many interpreters takes long.
 LOOP = """
-def _serve():
-    print("ready", flush=True)
-    for line in sys.stdin:
+def _serve(orders, answers):
+    for line in orders:
         try:
-            print("done", asyncio.run(work(line.strip())), flush=True)
+            answer = f"done {asyncio.run(work(*line.split()))}"
         except BaseException as error:
-            print("failed", f"{type(error).__name__}: {error}".replace("\\n", " "), flush=True)
-_serve()
+            answer = f"failed {type(error).__name__}: {error}".replace("\\n", " ")
+        print(answer, file=answers, flush=True)
+
+_pipes = [tuple(map(int, pipe.split(":"))) for pipe in sys.argv[1:]]
+for _mine in _pipes:
+    if os.fork() == 0:
+        for _pipe in _pipes:
+            if _pipe is not _mine:
+                os.close(_pipe[0])
+                os.close(_pipe[1])
+        _serve(os.fdopen(_mine[0]), os.fdopen(_mine[1], "w"))
+        os._exit(0)
+for _pipe in _pipes:
+    os.close(_pipe[0])
+    os.close(_pipe[1])
+for _ in _pipes:
+    os.wait()
 """
 
 
 class Crew:
     """Processes that wait for their orders."""
 
-    def __init__(self, processes: list[subprocess.Popen[str]]) -> None:
-        self._processes = processes
-        for process in processes:
-            assert self._answer(process) == "ready"
+    def __init__(self, members: list[tuple[IO[str], IO[str]]]) -> None:
+        self._members = members
 
     def all_at_once(self, *orders: str) -> list[str]:
         """Give each its order, or all the same, and return what they answer."""
-        for number, process in enumerate(self._processes):
-            assert process.stdin is not None
-            process.stdin.write(f"{orders[number % len(orders)]}\n")
-            process.stdin.flush()
-        return [self._answer(process) for process in self._processes]
-
-    @staticmethod
-    def _answer(process: subprocess.Popen[str]) -> str:
-        assert process.stdout is not None
-        return process.stdout.readline().strip()
+        for number, (out, _) in enumerate(self._members):
+            out.write(f"{orders[number % len(orders)]}\n")
+            out.flush()
+        return [answers.readline().strip() for _, answers in self._members]
 
 
 @contextlib.contextmanager
 def crew(size: int, program: str, folder: Path) -> Iterator[Crew]:
-    """Start processes that call ``async def work(order)`` of a program for every order they get."""
+    """Start processes that call ``async def work(*words)`` of a program for every order they get."""
     tests = [path for path in sys.path if path.endswith("/tests")]
-    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {tests!r}\n{PRELUDE}{program}{LOOP}"]
-    processes = [
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
-        )
-        for _ in range(size)
-    ]
+    source = f"import sys; sys.path[:0] = {tests!r}\n{PRELUDE}{program}{LOOP}"
+    members: list[tuple[IO[str], IO[str]]] = []
+    theirs: list[tuple[int, int]] = []
+    for _ in range(size):
+        orders, out = os.pipe()
+        answers, back = os.pipe()
+        members.append((os.fdopen(out, "w"), os.fdopen(answers)))
+        theirs.append((orders, back))
+    process = subprocess.Popen[Any](
+        [sys.executable, "-c", source, *(f"{orders}:{back}" for orders, back in theirs)],
+        pass_fds=[end for ends in theirs for end in ends],
+        cwd=folder,
+    )
+    for end in (end for ends in theirs for end in ends):
+        os.close(end)
     try:
-        yield Crew(processes)
+        yield Crew(members)
     finally:
-        for process in processes:
-            process.communicate()
+        for out, answers in members:
+            out.close()
+            answers.close()
+        process.wait()

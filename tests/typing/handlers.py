@@ -30,7 +30,7 @@ async def list_notes(session: TenantSession, tenant: CurrentTenant) -> list[str]
     assert_type(session, AsyncSession)
     assert_type(tenant, Tenant)
     await session.scalars(text("select 1"))
-    _ = session.notes  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    session.notes()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     return [tenant.identifier]
 
 

@@ -53,9 +53,8 @@ def pyright(folder: Path) -> subprocess.CompletedProcess[str]:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]
     for name in ("include", "venv", "venvPath"):
         del settings[name]
-    # Expressions that stand there to be looked at by the checker alone.
     config = folder / "pyrightconfig.json"
-    config.write_text(json.dumps({**settings, "reportUnusedExpression": False}))
+    config.write_text(json.dumps(settings))
     return run("pyright", "--warnings", "--pythonpath", sys.executable, "--project", config)
 
 

@@ -327,6 +327,14 @@ class TenancyConfig(BaseSettings):
         if problem:
             raise ConfigurationError(problem)
 
+    if not TYPE_CHECKING:  # checkers would take it for a class with any attribute
+
+        def __setattr__(self, name: str, value: object) -> None:
+            # pydantic's own refusal prints the new value, which may be a secret.
+            if not name.startswith("_"):
+                raise AttributeError("A TenancyConfig cannot be changed; make another one.")
+            super().__setattr__(name, value)
+
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "A TenancyConfig holds secrets and is not pickled; make one in each process, "

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio.to_thread
 from sqlalchemy import URL, event
 
 from tenancy_core.errors import BackendUnavailable
@@ -20,6 +21,7 @@ from tenancy_core.errors import BackendUnavailable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import aiosqlite
     from sqlalchemy import Connection
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -57,7 +59,28 @@ def connect_args(busy_timeout: float) -> dict[str, Any]:
     """
     # isolation_level=None leaves BEGIN and COMMIT to the events below. Without uri=True a file
     # name that looks like a URI is just a file name.
-    return {"isolation_level": None, "timeout": busy_timeout, "uri": False}
+    return {
+        "isolation_level": None,
+        "timeout": busy_timeout,
+        "uri": False,
+        "async_creator_fn": _connect,
+    }
+
+
+async def _connect(*args: Any, **options: Any) -> aiosqlite.Connection:
+    import aiosqlite  # noqa: PLC0415 - the driver, only where it is used
+
+    connection = aiosqlite.connect(*args, **options)
+    thread = connection._thread  # noqa: SLF001 - as SQLAlchemy, for the same purpose
+    thread.daemon = True
+    try:
+        return await connection
+    except Exception:
+        # aiosqlite tells the thread to end and goes away. If that were the end of the program as
+        # well, the thread would find the event loop closed, and print a traceback of its own over
+        # the one that matters.
+        await anyio.to_thread.run_sync(thread.join)
+        raise
 
 
 def configure_connections(engine: AsyncEngine) -> None:
