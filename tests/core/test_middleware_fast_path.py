@@ -167,7 +167,8 @@ def deviate(scope: dict[str, Any], how: str, what: Any) -> None:
         case "header":
             scope["headers"].append(what)
         case "value" | "host":
-            scope["headers"][how == "host"] = (scope["headers"][how == "host"][0], what)
+            place = 1 if how == "host" else 0
+            scope["headers"][place] = (scope["headers"][place][0], what)
         case "path":
             scope.update(
                 http_scope(what), **{key: scope[key] for key in scope if "path" not in key}
@@ -223,6 +224,7 @@ steps = st.one_of(
 @example([odd("path", path) for path in paths])
 @example([odd("preflight", None), odd("method", "OPTIONS"), odd("method", "HEAD")])
 @example([odd("root_path", "/api"), odd("root_path", absent), odd("websocket", None)])
+@example([{**usual(path=b"/api/health"), "root_path": "/api"}])
 @example([odd("state", None), odd("state", absent), odd("raw_path", None)])
 async def test_a_request_is_answered_the_same_whatever_is_cached(
     pair: Pair, todo: list[dict[str, Any] | tuple[str, str] | float]

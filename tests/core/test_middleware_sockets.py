@@ -500,7 +500,7 @@ async def test_R25_a_suspension_whose_change_was_cut_off_closes_sockets_as_well(
 async def test_R25_a_tenant_that_a_restored_store_does_not_serve_loses_its_sockets(
     make_config: Callable[..., TenancyConfig],
 ) -> None:
-    """The store went back to a state in which fewer changes had happened, and acme had not begun."""
+    """The store went back to a state with fewer changes, in which acme was not there yet."""
     store, echo = Elsewhere(), Echo()
     before = store._state.copy()
     config = make_config(invalidation_poll_seconds=0.01)

@@ -5,10 +5,11 @@ Hypercorn and others do so; uvicorn lets it run to its end. Run by ``test_storm.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from typing import Any
 
-import anyio
 from app import app, tenancy  # examples/fastapi_notes/app.py
 
 CANCELS = os.environ["STORM_CANCELS"] == "1"
@@ -28,24 +29,24 @@ class CancelOnDisconnect:
         body = [await receive()]
         while body[-1].get("more_body"):
             body.append(await receive())
-        async with anyio.create_task_group() as group:
 
-            async def watch() -> None:
-                global cancelled  # noqa: PLW0603 - one number for the whole process
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                cancelled += 1
-                group.cancel_scope.cancel()
+        async def replay() -> Any:
+            return body.pop(0) if body else await asyncio.Event().wait()
 
-            async def replay() -> Any:
-                if body:
-                    return body.pop(0)
-                await anyio.sleep_forever()
-                raise AssertionError("unreachable")
+        async def until_gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
 
-            group.start_soon(watch)
-            await self._app(scope, replay, send)
-            group.cancel_scope.cancel()
+        # Tasks and their own cancel(), as servers do it: a CancelScope would respect shields.
+        serving = asyncio.create_task(self._app(scope, replay, send))
+        watching = asyncio.create_task(until_gone())
+        await asyncio.wait((serving, watching), return_when=asyncio.FIRST_COMPLETED)
+        watching.cancel()
+        if not serving.done():
+            global cancelled  # noqa: PLW0603 - one number for the whole process
+            cancelled += serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
 
 
 @app.get("/health/connections")

@@ -260,7 +260,7 @@ async def _rude(server: Server, number: int, ledger: Ledger) -> None:
     """One client that stays for the answer half of the time."""
     chance = random.Random(number)
     tenant = TENANTS[number % len(TENANTS)]
-    for step in range(REQUESTS // CLIENTS // 2):
+    for step in range(REQUESTS // CLIENTS):
         with HttpClient(server) as client:
             # Before any time-out: asyncio leaks a connection that is cancelled while it opens.
             await client.connect()
@@ -283,9 +283,9 @@ async def _behave(
             head = f"POST /notes HTTP/1.1\r\nHost: storm\r\nX-Tenant-ID: {tenant}\r\n"
             await client.send_raw(f'{head}Content-Length: 99\r\n\r\n{{"text": "'.encode())
         case _:
-            # Up to about as long as a write takes when nobody else is there.
+            # From what a read takes alone to what a write takes among two hundred.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(chance.uniform(0, 0.05)):
+                async with asyncio.timeout(10 ** chance.uniform(-3, 0)):
                     if chance.random() < 0.5:
                         await read(client, tenant, ledger)
                     else:

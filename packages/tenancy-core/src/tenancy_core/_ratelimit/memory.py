@@ -7,6 +7,7 @@ half-open window.
 
 from __future__ import annotations
 
+from math import ulp
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -55,26 +56,31 @@ class MemoryRateLimiter:
         now = self._clock()
         interval = limit.interval
         whole = limit.burst * interval
-        # A limit that was lowered meanwhile must not make anybody wait longer than it says.
-        arrival = min(max(self._arrivals.get(key, now), now), now + whole)
+        stored = self._arrivals.get(key, now)
+        arrival = min(max(stored, now), now + whole)
+        if arrival < stored:
+            # A limit that was lowered meanwhile must not make anybody wait longer than it says.
+            self._arrivals[key] = arrival
         later = arrival + cost * interval
-        # Rounding: sums of the interval may miss the exact value by a few units in the last place.
+        rounding = _rounding(limit, later)
         wait = later - whole - now
-        if wait > interval * 1e-9:
-            remaining = int((now + whole - arrival) / interval + 1e-9)
+        if wait > rounding:
             return RateLimitDecision(
                 allowed=False,
                 limit=limit,
-                remaining=remaining,
+                remaining=int((now + whole - arrival + rounding) / interval),
                 retry_after=wait,
                 reset_after=arrival - now,
             )
         self._arrivals[key] = later
         if len(self._arrivals) > self._sweep_at:
             self._sweep(now)
-        remaining = int((now + whole - later) / interval + 1e-9)
         return RateLimitDecision(
-            allowed=True, limit=limit, remaining=remaining, retry_after=0.0, reset_after=later - now
+            allowed=True,
+            limit=limit,
+            remaining=int((now + whole - later + rounding) / interval),
+            retry_after=0.0,
+            reset_after=later - now,
         )
 
     def peek(self, key: str, limit: RateLimit, /) -> float:
@@ -82,9 +88,17 @@ class MemoryRateLimiter:
         now = self._clock()
         arrival = min(self._arrivals.get(key, now), now + limit.burst * limit.interval)
         wait = arrival - (limit.burst - 1) * limit.interval - now
-        return wait if wait > limit.interval * 1e-9 else 0.0
+        return wait if wait > _rounding(limit, arrival) else 0.0
 
     def _sweep(self, now: float) -> None:
         """Forget keys whose burst is whole: they are as good as new."""
         self._arrivals = {key: at for key, at in self._arrivals.items() if at > now}
         self._sweep_at = max(_SWEEP_EVERY, 2 * len(self._arrivals))
+
+
+def _rounding(limit: RateLimit, at: float) -> float:
+    """Return by how much a sum of that many intervals may miss its exact value.
+
+    A hit that is let through so much too early still makes no more than N: T leaves one unused.
+    """
+    return min((limit.burst + 8) * ulp(at), limit.interval / 2)

@@ -209,7 +209,8 @@ class EngineCache:
         trace: TracebackType | None,
     ) -> None:
         self._closed = True
-        await settle(self._dispose_of_all())
+        if self._entries:
+            await settle(self._dispose_of_all())
 
     async def _dispose_of_all(self) -> None:
         while self._entries:
