@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from blockbuster import BlockBuster
+
 from support.notes import Base
 from tenancy_core import Tenancy, TenancyConfig
 

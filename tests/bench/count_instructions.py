@@ -26,7 +26,7 @@ REQUESTS = 2_000
 
 def run() -> None:
     """Serve requests; this is what is counted."""
-    from subjects import SUBJECTS, drive, null, request  # noqa: PLC0415 - only the counted process
+    from subjects import SUBJECTS, drive, null, request
 
     for wrap in SUBJECTS.values():
         app = wrap(null)
@@ -45,10 +45,10 @@ def main() -> int:
     valgrind = shutil.which("valgrind")
     if valgrind is None:
         raise SystemExit("valgrind is not installed; it counts the instructions (apt: valgrind).")
-    from subjects import SUBJECTS  # noqa: PLC0415 - not before the check above
+    from subjects import SUBJECTS
 
     with tempfile.TemporaryDirectory() as folder:
-        finished = subprocess.run(  # noqa: S603 - our own arguments
+        finished = subprocess.run(
             [
                 valgrind,
                 "--tool=callgrind",

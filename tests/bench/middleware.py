@@ -45,7 +45,9 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -74,7 +76,9 @@ def main() -> None:
         ),
     }
     if options.json:
-        print(json.dumps({"python": platform.python_version(), "rounds": options.rounds, **figures}))
+        print(
+            json.dumps({"python": platform.python_version(), "rounds": options.rounds, **figures})
+        )
         return
     print(f"null application, header, warm tenant · Python {platform.python_version()}")
     print(f"{options.rounds} interleaved rounds of {options.requests} requests, median [quartiles]")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+
 from tenancy_core._cache.memory import MemoryCacheBackend
 
 if TYPE_CHECKING:

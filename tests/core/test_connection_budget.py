@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import SAWarning
+
 from support.real_connections import RealConnections, count_connections
 from support.waiting import until
 from tenancy_core.errors import BackendUnavailable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
     from tenancy_core import TenancyConfig
 
 pytestmark = pytest.mark.anyio

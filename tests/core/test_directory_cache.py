@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from tenancy_core._directory import L1Cache
 from tenancy_core._directory.l1 import Entry
 from tenancy_core.context import Binding

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import anyio
 import pytest
+
 from tenancy_core._cache.memory import MemoryCacheBackend
 from tenancy_core._directory import Directory, L1Cache
 from tenancy_core._directory.codec import encode

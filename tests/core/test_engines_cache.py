@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
+
 from support.real_connections import RealConnections, count_connections
 from support.waiting import until
 from tenancy_core.errors import BackendUnavailable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncEngine
+
     from tenancy_core import TenancyConfig
 
 pytestmark = pytest.mark.anyio

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+
 from tenancy_core import errors
 from tenancy_core.errors import (
     ConfigurationError,

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import anyio
 import pytest
+
 from support.notes import Base
 from support.processes import crew
 from support.waiting import until

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+
 from support.collision import FIRST_ID, FIRST_IDENTIFIER, SECOND_ID, SECOND_IDENTIFIER
 from tenancy_core.errors import ConfigurationError, InvalidIdentifier
 from tenancy_core.sql import NAME_MAX_BYTES, derive_name
@@ -103,7 +104,8 @@ def test_I4_no_derived_name_is_one_that_a_server_keeps_for_itself(
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "pg_", "pg_x", "_x", "1x", "Tenant_", "té", "x-", "x y", "x$", "a" * 50, "ⓐ", "x\n"]
+    "prefix",
+    ["", "pg_", "pg_x", "_x", "1x", "Tenant_", "té", "x-", "x y", "x$", "a" * 50, "ⓐ", "x\n"],
 )
 def test_I4_a_prefix_that_would_reach_reserved_names_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigurationError, match="prefix"):
@@ -112,7 +114,18 @@ def test_I4_a_prefix_that_would_reach_reserved_names_is_refused(prefix: str) -> 
 
 @pytest.mark.parametrize(
     "identifier",
-    ['a"; drop schema b cascade; --', "a`", "a%s", "a:x", "a{}", "a\n", "a\x00", "a'", "a\\", "$user"],
+    [
+        'a"; drop schema b cascade; --',
+        "a`",
+        "a%s",
+        "a:x",
+        "a{}",
+        "a\n",
+        "a\x00",
+        "a'",
+        "a\\",
+        "$user",
+    ],
 )
 def test_I5_nothing_that_means_something_in_sql_gets_into_a_name(identifier: str) -> None:
     with pytest.raises(InvalidIdentifier):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+
 from tenancy_core._ratelimit import MemoryRateLimiter, MissLimiter
 from tenancy_core.contract import RateLimit
 from tenancy_core.errors import RateLimitExceeded
@@ -54,7 +55,9 @@ def arrivals(draw: st.DrawFn) -> tuple[RateLimit, float, list[tuple[float, int]]
     return limit, draw(st.floats(0, 1e7)), hits
 
 
-def run(limit: RateLimit, start: float, hits: Iterable[tuple[float, int]]) -> list[tuple[float, int]]:
+def run(
+    limit: RateLimit, start: float, hits: Iterable[tuple[float, int]]
+) -> list[tuple[float, int]]:
     """Return when something was accepted, and what it cost."""
     clock = Clock(start)
     limiter = MemoryRateLimiter(clock)
@@ -78,9 +81,7 @@ def test_T1_never_more_than_n_are_accepted_in_any_half_open_window(
         window -= 12 * Fraction(ulp(start + 2e5 * len(hits)))
     for first, (begin, _) in enumerate(accepted):
         # A window with the most in it can be moved to begin with an accepted hit.
-        inside = [
-            cost for at, cost in accepted[first:] if Fraction(at) - Fraction(begin) < window
-        ]
+        inside = [cost for at, cost in accepted[first:] if Fraction(at) - Fraction(begin) < window]
         assert sum(inside) <= limit.count
 
 
@@ -151,9 +152,7 @@ def test_whoever_waits_as_long_as_told_is_accepted(
 
 
 @given(exact_limits, st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 20)), max_size=60))
-def test_the_numbers_of_a_decision_are_true(
-    limit: RateLimit, hits: list[tuple[int, int]]
-) -> None:
+def test_the_numbers_of_a_decision_are_true(limit: RateLimit, hits: list[tuple[int, int]]) -> None:
     clock = Clock()
     limiter = MemoryRateLimiter(clock)
     for gap, cost in hits:
@@ -294,7 +293,7 @@ def test_T6_nobody_is_let_off_by_a_flood_of_other_keys() -> None:
     clock.now += 60.0
     for number in range(20_000):
         limiter.hit_now(f"new {number}", limit)
-    assert len(limiter) == 20_000 or "key 1" not in limiter._arrivals
+    assert "key 1" not in limiter._arrivals
 
 
 # -- looking without counting ----------------------------------------------------------------------

@@ -6,8 +6,9 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+
 from tenancy_core._ratelimit import MemoryRateLimiter
 from tenancy_core._ratelimit.memory import _SWEEP_EVERY
 from tenancy_core.contract import RateLimit, RateLimitDecision
@@ -32,6 +33,8 @@ def limits(draw: st.DrawFn) -> RateLimit:
 
 # A machine's monotonic clock counts from its start: what it adds to is small or large.
 starts = st.one_of(st.just(0.0), st.floats(0, 1e6))
+# How long an example takes is the machine's business.
+patient = settings(deadline=None)
 # In parts of the window, as what happens at its ends and at each interval matters most.
 gaps = st.one_of(st.just(0.0), st.floats(0, 0.05), st.floats(0, 1.5))
 
@@ -91,6 +94,7 @@ def test_the_interval_is_the_window_over_what_the_burst_leaves(
 # -- never more than the limit -------------------------------------------------------------------
 
 
+@patient
 @given(limits(), starts, st.lists(st.tuples(gaps, st.integers(1, 200)), max_size=300))
 def test_no_window_wherever_it_starts_has_more_than_the_limit(
     limit: RateLimit, start: float, arrivals: list[tuple[float, int]]
@@ -109,6 +113,7 @@ def test_no_window_wherever_it_starts_has_more_than_the_limit(
         assert sum(cost for at, cost in accepted if first <= at < end) <= limit.count
 
 
+@patient
 @given(limits(), starts)
 @example(RateLimit(600, 60, 300), 1_000_000.1)
 @example(RateLimit(1), 0.0)
@@ -124,9 +129,10 @@ def test_the_greediest_client_gets_the_limit_and_not_more(limit: RateLimit, star
     assert max(1, limit.count - 1) <= accepted <= limit.count
 
 
+@patient
 @given(limits(), starts)
 @example(RateLimit(600, 60, 300), 1_000_000.1)
-@example(RateLimit(100_000, 60), 1_000_000.1)
+@example(RateLimit(10_000, 60), 1_000_000.1)
 def test_a_whole_burst_may_come_at_once_however_long_the_machine_is_up(
     limit: RateLimit, start: float
 ) -> None:
@@ -145,6 +151,7 @@ def test_keys_are_counted_apart() -> None:
 # -- the answers are true ------------------------------------------------------------------------
 
 
+@patient
 @given(limits(), starts, st.lists(gaps, max_size=20), st.integers(0, 200))
 @example(RateLimit(10, 60.0, 4), 0.0, [], 1)
 def test_a_hit_is_refused_just_before_retry_after_and_accepted_at_it(
@@ -170,12 +177,14 @@ def test_a_hit_is_refused_just_before_retry_after_and_accepted_at_it(
     assert accepted.retry_after == 0
 
 
-@given(limits(), starts, st.lists(st.tuples(gaps, st.integers(0, 200)), min_size=1, max_size=20))
+@patient
+@given(limits(), starts, st.lists(st.tuples(gaps, st.integers(0, 200)), max_size=20))
 def test_remaining_is_what_would_be_accepted_right_now(
     limit: RateLimit, start: float, arrivals: list[tuple[float, int]]
 ) -> None:
     clock = Clock(start)
     limiter = MemoryRateLimiter(clock)
+    decision = limiter.hit_now("acme", limit)
     for gap, wish in arrivals:
         clock.now += gap * limit.window
         decision = limiter.hit_now("acme", limit, cost=1 + wish % limit.burst)
@@ -186,13 +195,15 @@ def test_remaining_is_what_would_be_accepted_right_now(
     ]
 
 
+@patient
 @given(limits(), starts, st.integers(1, 200))
 def test_the_whole_burst_is_free_at_reset_after_and_not_just_before(
     limit: RateLimit, start: float, hits: int
 ) -> None:
     clock = Clock(start)
     limiter = MemoryRateLimiter(clock)
-    for _ in range(hits):
+    decision = limiter.hit_now("acme", limit)
+    for _ in range(hits - 1):
         decision = limiter.hit_now("acme", limit)
     assert decision.reset_after == pytest.approx(min(hits, limit.burst) * limit.interval, rel=1e-6)
     clock.now = start + decision.reset_after - limit.interval / 100
@@ -253,6 +264,7 @@ def test_peeking_counts_nothing_and_remembers_nobody() -> None:
     assert limiter.hit_now("acme", limit).retry_after == 10
 
 
+@patient
 @given(limits(), starts, st.lists(gaps, max_size=50))
 def test_peeking_says_what_a_hit_would(
     limit: RateLimit, start: float, arrivals: list[float]
@@ -270,6 +282,7 @@ def test_peeking_says_what_a_hit_would(
 # -- a limit that changes ------------------------------------------------------------------------
 
 
+@patient
 @given(limits(), limits(), starts, st.floats(0, 1), st.integers(0, 200))
 @example(RateLimit(1001, 1000.0, 1000), RateLimit(11, 10.0, 10), 1000.0, 0.0, 0)
 def test_T10_a_limit_that_changes_never_makes_anybody_wait_longer_than_it_says(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from support.notes import read, write
 from tenancy_core import NoCurrentTenant, TenantNotFound, current_tenant, require_tenant
 from tenancy_core.errors import TenantContextLocked, TenantInactive

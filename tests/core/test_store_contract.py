@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import insert
+
 from tenancy_core._stores.memory import MemoryTenantStore
 from tenancy_core._stores.sql import SqlTenantStore
 from tenancy_core.contract import AuditEvent, JournalStep
@@ -164,9 +165,7 @@ async def test_of_two_who_update_one_version_one_succeeds(store: Store) -> None:
     async def change(name: str) -> None:
         try:
             async with store.transaction() as transaction:
-                await transaction.update(
-                    replace(first, version=2, name=name), expected_version=1
-                )
+                await transaction.update(replace(first, version=2, name=name), expected_version=1)
         except VersionConflict:
             outcomes.append("conflict")
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+
 from support.notes import read, write
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
+
 from support.notes import Base
 from support.processes import Crew, crew
 from support.real_connections import RealConnections, count_connections
@@ -99,9 +100,8 @@ async def test_a_store_keeps_what_it_has_when_it_is_opened_again(
 ) -> None:
     store = SqlTenantStore(make_config(), ConnectionBudget(4))
     for expected in (1, 2, 3):
-        async with store:
-            async with store.transaction() as transaction:
-                assert await transaction.enqueue(_SOMEBODY) == expected
+        async with store, store.transaction() as transaction:
+            assert await transaction.enqueue(_SOMEBODY) == expected
         assert real.now == 0
         with pytest.raises(BackendUnavailable):
             await store.last_change()

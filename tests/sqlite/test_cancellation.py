@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 from sqlalchemy import event, select, text
+
 from support.notes import Base, Note, read, write
 from support.real_connections import RealConnections, count_connections
 from support.waiting import until
@@ -161,7 +162,7 @@ async def test_P2_cancelled_when_a_statement_has_just_been_sent(
     await unlocked(tmp_path)
 
 
-@pytest.mark.parametrize("after", range(0, 24))
+@pytest.mark.parametrize("after", range(24))
 async def test_P2_cancelled_after_any_number_of_steps(
     tenancy: Tenancy, real: RealConnections, tmp_path: Path, after: int
 ) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
+
 from support.notes import Base, read, write
 from tenancy_core import Tenancy, TenancyConfig
 from tenancy_core.errors import BackendUnavailable, InvalidIdentifier, IsolationError
@@ -383,5 +384,3 @@ async def _forget_connections(tenancy: Tenancy) -> None:
 async def _cached(tenancy: Tenancy, tenant: str) -> Tenant:
     async with tenancy.scope(tenant) as found:
         return found
-
-

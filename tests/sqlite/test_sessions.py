@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, OperationalError
+
 from support.notes import Base, Note, read, write
 from support.real_connections import RealConnections, count_connections
 from support.waiting import until
@@ -98,15 +99,14 @@ async def test_a_commit_inside_the_block_lets_no_other_writer_in(tenancy: Tenanc
             order.append("other")
             session.add(Note(text="other"))
 
-    async with asyncio.TaskGroup() as group:
-        async with tenancy.session() as session:
-            session.add(Note(text="one"))
-            await session.commit()
-            group.create_task(other())
-            await until(lambda: _waits_at_the_gate(tenancy))
-            session.add(Note(text="two"))
-            await session.commit()
-            order.append("first")
+    async with asyncio.TaskGroup() as group, tenancy.session() as session:
+        session.add(Note(text="one"))
+        await session.commit()
+        group.create_task(other())
+        await until(lambda: _waits_at_the_gate(tenancy))
+        session.add(Note(text="two"))
+        await session.commit()
+        order.append("first")
     assert order == ["first", "other"]
     assert await read(tenancy) == ["one", "two", "other"]
 
@@ -184,7 +184,11 @@ async def test_nothing_is_opened_for_a_session_that_asks_for_nothing(
 
 
 async def test_a_read_only_session_refuses_writes(tenancy: Tenancy) -> None:
-    for statement in ("INSERT INTO notes (text) VALUES ('x')", "CREATE TABLE x (y)", "DROP TABLE notes"):
+    for statement in (
+        "INSERT INTO notes (text) VALUES ('x')",
+        "CREATE TABLE x (y)",
+        "DROP TABLE notes",
+    ):
         with pytest.raises(OperationalError, match="readonly"):
             async with tenancy.session(read_only=True) as session:
                 await session.execute(text(statement))

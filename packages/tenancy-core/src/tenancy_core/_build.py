@@ -157,9 +157,7 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
     sinks += given.audit_sinks
     audit = AuditLog(enabled=config.enable_audit_logging, sinks=sinks)
     l1 = L1Cache(config.l1_cache_max_size, config.l1_cache_ttl_seconds, given.clock)
-    directory = Directory(
-        store, l1, shared=shared, shared_ttl=config.cache_ttl, owner=owner
-    )
+    directory = Directory(store, l1, shared=shared, shared_ttl=config.cache_ttl, owner=owner)
     products = [store, shared, isolation, limiter, *_members(resolver), *installed, *sinks]
     return Parts(
         resolver=resolver,
@@ -172,7 +170,14 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
         observers=observers,
         observed=bool(installed),
         audit=audit,
-        tenants=TenantService(config, store, isolation, directory, audit, observers),
+        tenants=TenantService(
+            config=config,
+            store=store,
+            isolation=isolation,
+            directory=directory,
+            audit=audit,
+            observers=observers,
+        ),
         connections=budget,
         # Once, also where one object is two things.
         resources=tuple(
@@ -234,7 +239,9 @@ def _require_protocols(given: Given) -> None:
 def _require_protocol(kind: str, product: object, what: str, way_out: str) -> None:
     """Refuse what would fail at the first request. Methods only: isinstance says no more."""
     if isinstance(product, type):
-        raise ConfigurationError(f"{what} is the class {product.__name__}, not an object. {way_out}")
+        raise ConfigurationError(
+            f"{what} is the class {product.__name__}, not an object. {way_out}"
+        )
     for name, method in vars(_PROTOCOLS[kind]).items():
         if name.startswith("_") or not inspect.isfunction(method):
             continue
@@ -269,9 +276,7 @@ def _resolver(
     return ChainResolver(resolvers, reject_conflicts=config.on_resolver_conflict == "reject")
 
 
-def _one_resolver(
-    name: str, given: Given, registry: Registry, context: BuildContext
-) -> Resolver:
+def _one_resolver(name: str, given: Given, registry: Registry, context: BuildContext) -> Resolver:
     if name == CUSTOM and given.resolver is not None and CUSTOM in registry.names(kinds.RESOLVER):
         raise ConfigurationError(
             "A resolver object is passed, and "

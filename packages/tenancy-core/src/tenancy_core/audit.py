@@ -64,7 +64,7 @@ class AuditLog:
         for sink in self._sinks:
             try:
                 await sink.write(event)
-            except Exception:
+            except Exception:  # noqa: BLE001 - the change is committed, and the store has the event
                 _log.exception(
                     "the audit sink %s did not take event %d of tenant %s; the store has it",
                     type(sink).__name__,

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from tenancy_core.errors import InvalidIdentifier
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Mapping,
+        MutableMapping,
+        Sequence,
+    )
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from uuid import UUID
@@ -87,9 +95,7 @@ class Connection:
         if raw is None:
             # The path is decoded already: a "%" in it is one that the client had escaped, and a
             # lone surrogate is a byte that was no UTF-8.
-            quoted = quote(
-                self.scope["path"], safe="/:@!$&'()*+,;=~-._", errors="surrogatepass"
-            )
+            quoted = quote(self.scope["path"], safe="/:@!$&'()*+,;=~-._", errors="surrogatepass")
             raw = quoted.encode("ascii")
         root = self.scope.get("root_path", "").rstrip("/").encode()
         if root and raw.startswith(root) and raw[len(root) : len(root) + 1] in (b"", b"/"):
@@ -256,7 +262,7 @@ class RateLimit:
 
     Attributes:
         count: N, at least 1.
-        window: W, in seconds, above 0.
+        window: W, in seconds, above 0 and finite.
         burst: B, from 1 to N - 1 (1 where N is 1); by default N // 5, at least 1.
     """
 
@@ -267,8 +273,8 @@ class RateLimit:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError("A rate limit's count is at least 1.")
-        if not self.window > 0:
-            raise ValueError("A rate limit's window is above 0 seconds.")
+        if not 0 < self.window < inf:
+            raise ValueError("A rate limit's window is above 0 seconds, and finite.")
         if self.burst == 0:
             object.__setattr__(self, "burst", max(1, self.count // 5))
         if not 1 <= self.burst <= max(1, self.count - 1):

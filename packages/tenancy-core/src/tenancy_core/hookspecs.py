@@ -75,7 +75,7 @@ def tenancy_resolvers() -> Iterable[Provider[Any, Resolver]]:
 
 @hookspec
 def tenancy_isolation_strategies() -> Iterable[Provider[Any, IsolationStrategy]]:
-    """Return isolation strategies, keyed by name and dialect, selected by ``isolation_strategy``."""
+    """Return isolation strategies, keyed by name and dialect; see ``isolation_strategy``."""
     raise NotImplementedError
 
 

@@ -51,7 +51,7 @@ class Observers:
         try:
             # Looked up here: an observer that lacks a method is one that fails.
             getattr(observer, event)(*values)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever an observer does, the request goes on
             # Logged once per observer: a broken one would fail for every request.
             count = self.failures[name] = self.failures.get(name, 0) + 1
             if count == 1:

@@ -33,6 +33,7 @@ IDENTIFIER_PATTERN: Final = "^[a-z0-9](-?[a-z0-9])*$"
 
 _IDENTIFIER: Final = re.compile(r"[a-z0-9](?:-?[a-z0-9])*")
 
+
 def validate_identifier(value: str, /) -> str:
     """Return ``value`` if it is a canonical identifier; never repair it.
 

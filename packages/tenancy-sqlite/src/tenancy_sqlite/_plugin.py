@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from tenancy_core.hookspecs import hookimpl
 from tenancy_core.providers import BuildContext, Provider, Section
-
 from tenancy_sqlite.settings import SqliteSettings
 
 if TYPE_CHECKING:

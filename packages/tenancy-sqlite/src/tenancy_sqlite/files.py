@@ -7,12 +7,10 @@ import os
 import re
 import sqlite3
 import stat
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from tenancy_core.errors import IsolationError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["APPLICATION_ID", "TenantFiles"]
 
@@ -101,7 +99,7 @@ class TenantFiles:
             """Opens one tenant's existing file; attaches nothing."""
 
             def __init__(self, database: str, *args: Any, **options: Any) -> None:
-                path = files.path(os.path.basename(database).removesuffix(".db"))
+                path = files.path(Path(database).name.removesuffix(".db"))
                 files.check_inside(path)
                 self._path = path
                 self._file = _identity(path)

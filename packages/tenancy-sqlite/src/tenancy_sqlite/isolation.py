@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio.to_thread
 from sqlalchemy import make_url
+
 from tenancy_core.errors import ConfigurationError
 from tenancy_core.sql import (
     EngineCache,
@@ -23,7 +24,6 @@ from tenancy_core.sql.sqlite import (
     file_url,
     report_unavailable,
 )
-
 from tenancy_sqlite.files import APPLICATION_ID, TenantFiles
 from tenancy_sqlite.gate import WriteGates
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncEngine
+
     from tenancy_core.config import TenancyConfig
     from tenancy_core.providers import BuildContext
     from tenancy_core.sql import ConnectionBudget
     from tenancy_core.tenant import Tenant
-
     from tenancy_sqlite.settings import SqliteSettings
 
 __all__ = ["SqliteDatabaseIsolation"]
@@ -111,15 +111,18 @@ class SqliteDatabaseIsolation:
 
     def session(self, tenant: Tenant, /, *, read_only: bool = False) -> TenantSessionContext:
         """See the contract."""
-        require_own(tenant, self.name)
-        return TenantSessionContext(self._engines, tenant, **self._how(tenant, read_only))
+        how = self._how(tenant, read_only=read_only)
+        return TenantSessionContext(self._engines, tenant, **how)
 
     def connection(self, tenant: Tenant, /, *, read_only: bool = False) -> TenantConnectionContext:
         """See the contract."""
         require_own(tenant, self.name)
-        return TenantConnectionContext(self._engines, tenant, **self._how(tenant, read_only))
+        return TenantConnectionContext(
+            self._engines, tenant, **self._how(tenant, read_only=read_only)
+        )
 
-    def _how(self, tenant: Tenant, read_only: bool) -> dict[str, Any]:
+    def _how(self, tenant: Tenant, *, read_only: bool) -> dict[str, Any]:
+        require_own(tenant, self.name)
         if read_only:
             return {"options": _READS}
         return {"gate": self._gates.of(tenant.placement.name)}

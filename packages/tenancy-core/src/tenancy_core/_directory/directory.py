@@ -37,7 +37,16 @@ class Directory:
         owner: The ``Tenancy`` that bindings name.
     """
 
-    __slots__ = ("_epoch", "_flights", "_listeners", "_owner", "_shared", "_shared_ttl", "_store", "l1")
+    __slots__ = (
+        "_epoch",
+        "_flights",
+        "_listeners",
+        "_owner",
+        "_shared",
+        "_shared_ttl",
+        "_store",
+        "l1",
+    )
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ from tenancy_core.providers import Provider
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from importlib.metadata import EntryPoint
+    from types import ModuleType
 
 __all__ = ["load_plugins"]
 
@@ -140,7 +141,7 @@ def _load(entry: EntryPoint, owner: str, registry: Registry) -> None:
         registry.commands.append((command, owner))
 
 
-def _flaw(module: Any) -> str | None:
+def _flaw(module: ModuleType) -> str | None:
     """Say which hook of a module would be called wrongly or, worse, never."""
     for name in dir(module):
         function: Any = getattr(module, name, None)
@@ -171,9 +172,7 @@ def _call(
     try:
         # pluggy leaves None out: a hook that forgot to return would go unnoticed.
         answers: list[Any] = hook() or [None for _ in hook.get_hookimpls()]
-        lists: list[Any] = [
-            list(part) if hasattr(part, "__iter__") else part for part in answers
-        ]
+        lists: list[Any] = [list(part) if hasattr(part, "__iter__") else part for part in answers]
     except Exception as error:
         raise PluginLoadError(
             f"The hook {name} of {owner} failed ({_in_a_line(error)}). {way_out}"

@@ -168,9 +168,7 @@ class Registry:
         if found is not None:
             return found
         here = sorted(
-            key.partition("@")[0]
-            for key in table
-            if "@" not in key or key.endswith(f"@{dialect}")
+            key.partition("@")[0] for key in table if "@" not in key or key.endswith(f"@{dialect}")
         )
         package = DATABASES.get(dialect)
         if not here:

@@ -86,7 +86,11 @@ class MemoryRateLimiter:
     def peek(self, key: str, limit: RateLimit, /) -> float:
         """Return the seconds until a hit would be accepted, without counting one."""
         now = self._clock()
-        arrival = min(self._arrivals.get(key, now), now + limit.burst * limit.interval)
+        stored = self._arrivals.get(key, now)
+        arrival = min(stored, now + limit.burst * limit.interval)
+        if arrival < stored:
+            # As for a hit: kept, or the wait would be as long again when it is over.
+            self._arrivals[key] = arrival
         wait = arrival - (limit.burst - 1) * limit.interval - now
         return wait if wait > _rounding(limit, arrival) else 0.0
 

@@ -51,9 +51,7 @@ def is_trusted(connection: Connection, proxies: Sequence[IPv4Network | IPv6Netwo
     return any(peer in network for network in proxies)
 
 
-def requested_host(
-    connection: Connection, proxies: Sequence[IPv4Network | IPv6Network]
-) -> str:
+def requested_host(connection: Connection, proxies: Sequence[IPv4Network | IPv6Network]) -> str:
     """Return the host that the client asked for.
 
     ``Host`` decides. From a trusted proxy, the value that this proxy appended last to

@@ -14,7 +14,6 @@ from tenancy_core.errors import (
     TenantNotFound,
     VersionConflict,
 )
-
 from tenancy_core.tenant import Tenant, TenantStatus
 
 if TYPE_CHECKING:

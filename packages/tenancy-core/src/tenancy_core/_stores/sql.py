@@ -410,9 +410,7 @@ class _Transaction:
                 insert(tables.changes).values(sequence=sequence, tenant_id=tenant_id)
             )
             await self._connection.execute(
-                delete(tables.changes).where(
-                    tables.changes.c.sequence <= sequence - _CHANGES_KEPT
-                )
+                delete(tables.changes).where(tables.changes.c.sequence <= sequence - _CHANGES_KEPT)
             )
         return sequence
 

@@ -188,9 +188,7 @@ class Admission:
             raise TenantUnready
         raise TenantNotFound
 
-    async def _is_member(
-        self, connection: Connection, tenant: Tenant, claim: TenantClaim
-    ) -> bool:
+    async def _is_member(self, connection: Connection, tenant: Tenant, claim: TenantClaim) -> bool:
         if self._membership is None:
             return claim.verified
         try:
@@ -198,9 +196,7 @@ class Admission:
         except (RequestRefused, ResolverError, BackendUnavailable):
             raise  # its own way to refuse; any other error is a mistake in it
         except Exception as error:
-            raise ResolverError(
-                f"The membership hook raised {type(error).__name__}."
-            ) from error
+            raise ResolverError(f"The membership hook raised {type(error).__name__}.") from error
         return answer is True
 
     async def _limit(self, tenant: Tenant) -> None:
@@ -220,9 +216,7 @@ class Admission:
         if not decision.allowed:
             # The window is first, and so also takes the place of a NaN.
             retry_after = min(limit.window, decision.retry_after)
-            raise RateLimitExceeded(
-                retry_after=retry_after, limit=limit.count, window=limit.window
-            )
+            raise RateLimitExceeded(retry_after=retry_after, limit=limit.count, window=limit.window)
 
     def _remember(self, connection: Connection, bound: Binding) -> None:
         """Let the next request with the same header bytes take the fast way."""

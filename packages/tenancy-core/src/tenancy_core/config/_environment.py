@@ -38,8 +38,11 @@ def near_miss(name: str, known: Iterable[str]) -> str | None:
 
 
 def _why(error: OSError | UnicodeDecodeError) -> str:
-    """Say why a file cannot be read. The error itself holds what was read, which may be secret:
-    it is neither chained nor a local variable where an error is raised."""
+    """Say why a file cannot be read.
+
+    The error itself holds what was read, which may be secret: it is neither chained nor a local
+    variable where an error is raised.
+    """
     return str(error.strerror) if isinstance(error, OSError) else "it is not UTF-8"
 
 

@@ -5,8 +5,20 @@ from __future__ import annotations
 import json
 import os
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, NoReturn, Self, TypeVar, get_args, get_origin
+from pathlib import Path  # noqa: TC003 - pydantic resolves the annotations of the class
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    NoReturn,
+    Self,
+    TypeVar,
+    get_args,
+    get_origin,
+)
 
 from pydantic import (
     BaseModel,
@@ -225,9 +237,7 @@ class TenancyConfig(BaseSettings):
     cache_backend: str | None = Field(
         default=None, description="Name of the shared cache. Default: `memory`."
     )
-    cache_enabled: bool = Field(
-        default=False, description="Ask the shared cache before the store."
-    )
+    cache_enabled: bool = Field(default=False, description="Ask the shared cache before the store.")
     cache_ttl: float = Field(
         default=3600, gt=0, description="Seconds that the shared cache keeps a tenant."
     )
@@ -400,9 +410,7 @@ class TenancyConfig(BaseSettings):
             if name not in given:
                 variable = PREFIX + name.upper()
                 values[name] = (
-                    environment.secret(variable)
-                    if name in _SECRETS
-                    else environment.get(variable)
+                    environment.secret(variable) if name in _SECRETS else environment.get(variable)
                 )
         return {name: value for name, value in values.items() if value is not None}
 
@@ -452,7 +460,9 @@ class TenancyConfig(BaseSettings):
     def _check_header(cls, value: str) -> str:
         # RFC 9110 tokens allow more; an underscore is refused because servers and proxies
         # disagree on whether it is the same header as the one with a hyphen.
-        if not value or not all(char.isascii() and (char.isalnum() or char == "-") for char in value):
+        if not value or not all(
+            char.isascii() and (char.isalnum() or char == "-") for char in value
+        ):
             raise ValueError("is no header name; use letters, digits and hyphens")
         if value.lower() in _FORBIDDEN_HEADERS:
             raise ValueError("is a header with another meaning; choose one of your own")
@@ -471,7 +481,9 @@ class TenancyConfig(BaseSettings):
             and label[0] != "-" != label[-1]
             for label in labels
         ):
-            raise ValueError("is no domain; write it in lower case without dots at its ends: example.com")
+            raise ValueError(
+                "is no domain; write it in lower case without dots at its ends: example.com"
+            )
         return value
 
     @field_validator("path_prefix")
@@ -516,7 +528,7 @@ class TenancyConfig(BaseSettings):
 
     @property
     def dialect(self) -> str:
-        """SQLAlchemy dialect of ``database_url``: ``sqlite``, ``postgresql``, ``mysql`` …"""
+        """SQLAlchemy dialect of ``database_url``, such as ``sqlite`` or ``postgresql``."""
         return dialect_of(self.database_url.get_secret_value())
 
     @property
@@ -636,7 +648,9 @@ def check_excluded_path(path: str) -> None:
     if any(segment in {".", ".."} for segment in segments) or any(
         char in "%?#*\\" or not "!" <= char <= "~" for char in path
     ):
-        raise ValueError("holds a path with dots, escapes, wildcards or a query; write plain segments")
+        raise ValueError(
+            "holds a path with dots, escapes, wildcards or a query; write plain segments"
+        )
 
 
 def secret_settings(model: type[BaseModel]) -> frozenset[str]:

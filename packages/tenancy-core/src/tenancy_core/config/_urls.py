@@ -52,9 +52,7 @@ def require_async_url(url: str) -> None:
         return
     wanted = _DRIVERS.get(dialect)
     if wanted is None:
-        raise ValueError(
-            f"names the database {dialect!r}; there are {', '.join(sorted(_ASYNC))}"
-        )
+        raise ValueError(f"names the database {dialect!r}; there are {', '.join(sorted(_ASYNC))}")
     named = f"names the driver {driver!r}" if driver else "names no driver"
     raise ValueError(f"{named}; tenancy uses async drivers: start it with {wanted}://")
 

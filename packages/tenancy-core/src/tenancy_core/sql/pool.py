@@ -230,7 +230,7 @@ class BudgetedPool(Pool):
             _dispatch=self.dispatch,
             dialect=self._dialect,
         )
-        successor._closed = True
+        successor._closed = True  # noqa: SLF001 - of this class
         return successor
 
     def status(self) -> str:

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import PoolResetState
 
-__all__ = ["READ_ONLY", "begin_transactions", "configure_connections", "connect_args", "file_url", "report_unavailable"]
+__all__ = [
+    "READ_ONLY",
+    "begin_transactions",
+    "configure_connections",
+    "connect_args",
+    "file_url",
+    "report_unavailable",
+]
 
 READ_ONLY: Final = "tenancy_read_only"
 """Execution option: the transaction only reads."""

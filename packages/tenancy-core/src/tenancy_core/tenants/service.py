@@ -1,5 +1,8 @@
-"""``TenantService``: every change is the record, its audit event and its entry in the change
-sequence in one transaction; then caches forget, and listeners are told."""
+"""``TenantService``: what may be done to a tenant.
+
+Every change is the record, its audit event and its entry in the change sequence in one
+transaction; then caches forget, and listeners are told.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,7 @@ class TenantService:
 
     def __init__(
         self,
+        *,
         config: TenancyConfig,
         store: TenantStore,
         isolation: IsolationStrategy,
@@ -231,7 +235,7 @@ class TenantService:
                 await self._change(
                     tenant.id, TenantStatus.FAILED, "tenant.failed", _UNFINISHED, actor=actor
                 )
-            except Exception:
+            except Exception:  # noqa: BLE001 - what the caller has to see is why it failed
                 _log.exception("tenant %s stays in status provisioning", tenant.identifier)
             raise
         return await self._change(
@@ -330,9 +334,7 @@ class TenantService:
                 raise InvalidTransition(
                     f"Tenant {old.identifier!r} is {old.status}; that cannot become {status}."
                 )
-            new = replace(
-                old, status=status, version=old.version + 1, updated_at=datetime.now(UTC)
-            )
+            new = replace(old, status=status, version=old.version + 1, updated_at=datetime.now(UTC))
             try:
                 async with self._store.transaction() as transaction:
                     await transaction.update(new, expected_version=old.version)
