@@ -28,9 +28,8 @@ def clean_environment(
 ) -> None:
     """Take the machine's own settings away, and any ``.env`` of the working folder."""
     for name in list(os.environ):
-        if (name.startswith("TENANCY_") and not name.startswith("TENANCY_TEST_")) or name in {
-            "LOG_LEVEL"
-        }:
+        ours = name.startswith("TENANCY_") and not name.startswith("TENANCY_TEST_")
+        if ours or name == "LOG_LEVEL":
             monkeypatch.delenv(name)
     if request.node.get_closest_marker("in_checkout") is None:
         monkeypatch.chdir(tmp_path)

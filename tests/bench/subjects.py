@@ -44,7 +44,7 @@ class Ideal:
             await self.app(scope, receive, send)
             return
         name = self.name
-        for key, value in scope["headers"]:
+        for key, value in scope["headers"]:  # noqa: B007 - used behind the loop
             if key == name:
                 break
         else:

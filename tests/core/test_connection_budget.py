@@ -95,7 +95,7 @@ async def _connect(engine: AsyncEngine) -> AsyncConnection:
     return await engine.connect()
 
 
-# -- how much ---------------------------------------------------------------------------------------
+# -- how much --------------------------------------------------------------------------------------
 
 
 async def test_P2_no_more_connections_are_really_open_than_the_ceiling_allows(
@@ -202,7 +202,7 @@ async def test_a_pool_keeps_as_many_idle_connections_as_its_size_says(
     assert pools.budget.open == pools.budget.idle == real.now == 2
 
 
-# -- in which order ---------------------------------------------------------------------------------
+# -- in which order --------------------------------------------------------------------------------
 
 
 async def test_those_who_wait_are_served_in_the_order_they_came(pools: Pools) -> None:
@@ -240,7 +240,7 @@ async def test_nobody_overtakes_those_who_wait(pools: Pools) -> None:
     await (await late).close()
 
 
-# -- cancelled, late, closed ------------------------------------------------------------------------
+# -- cancelled, late, closed -----------------------------------------------------------------------
 
 
 async def test_P2_a_waiter_that_is_cancelled_leaves_the_line(pools: Pools) -> None:
@@ -392,7 +392,7 @@ async def test_a_disposal_that_is_cancelled_still_closes_everything(
     await until(lambda: pools.budget.open == 0)
 
 
-# -- connections that cannot be opened, or closed, or found again -----------------------------------
+# -- connections that cannot be opened, or closed, or found again ----------------------------------
 
 
 class Gates:
@@ -531,7 +531,7 @@ async def test_a_connection_that_nobody_closed_gives_its_slot_back_when_it_is_co
     pools.ceiling(2)
     engine = pools.engine("tenant")
     connection = await engine.connect()
-    with pytest.warns(SAWarning, match="garbage collector"):
+    with pytest.warns(SAWarning, match="garbage collector"):  # noqa: PT031 - both let go of it
         del connection
         gc.collect()
     assert pools.budget.open == 0
@@ -555,12 +555,12 @@ async def test_a_deadlock_between_tenants_and_the_control_plane_is_impossible(
             group.create_task(request(tenants[number % 3]))
 
 
-# -- the storm --------------------------------------------------------------------------------------
+# -- the storm -------------------------------------------------------------------------------------
 
 
 @pytest.mark.storm
 @pytest.mark.parametrize("seed", range(4))
-async def test_P2_after_a_storm_of_cancellations_no_slot_is_lost(
+async def test_P2_after_a_storm_of_cancellations_no_slot_is_lost(  # noqa: C901 - one storm
     pools: Pools, real: RealConnections, seed: int
 ) -> None:
     chance = random.Random(seed)

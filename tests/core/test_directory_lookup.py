@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
@@ -16,9 +16,6 @@ from tenancy_core._directory.codec import encode
 from tenancy_core._stores.memory import MemoryTenantStore
 from tenancy_core.errors import BackendUnavailable
 from tenancy_core.tenant import Placement, Tenant, TenantStatus
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.anyio
 
@@ -441,10 +438,10 @@ class Shared(MemoryCacheBackend):
 
 
 @pytest.fixture
-async def two() -> AsyncIterator[tuple[World, Directory]]:
+async def two() -> tuple[World, Directory]:
     """A world with a shared cache, and the directory of a second process."""
     world = World(shared=Shared())
-    yield world, world.process()
+    return world, world.process()
 
 
 def shared_of(world: World) -> Shared:

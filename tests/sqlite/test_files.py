@@ -46,7 +46,7 @@ async def notes_of(tenancy: Tenancy, tenant: str) -> list[str]:
         return await read(tenancy)
 
 
-# -- names ------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 HOSTILE = [
     "../x",
@@ -123,7 +123,7 @@ async def test_I9_nothing_in_a_path_is_parsed_as_part_of_a_url(
     assert (root / f"{acme.placement.name}.db").is_file()
 
 
-# -- what is found in its place ---------------------------------------------------------------------
+# -- what is found in its place --------------------------------------------------------------------
 
 
 async def test_I8_a_link_to_another_tenants_file_is_refused(tenancy: Tenancy) -> None:
@@ -251,7 +251,7 @@ async def test_a_file_that_cannot_be_opened_makes_the_tenant_unavailable(
     assert await notes_of(tenancy, "acme") == []
 
 
-# -- pooled connections -----------------------------------------------------------------------------
+# -- pooled connections ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ping", [True, False])
@@ -287,7 +287,7 @@ async def test_a_file_restored_under_a_pooled_connection_is_the_one_that_is_used
         await note_as(tenancy, "acme", "after the backup")
         for suffix in ("-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
-        os.replace(backup, path)
+        backup.replace(path)
         if not ping:
             # Without a ping, the first to come finds out for everybody.
             with pytest.raises(BackendUnavailable):
@@ -311,7 +311,7 @@ async def test_I8_a_link_put_in_place_of_the_file_of_a_pooled_connection_is_refu
         await notes_of(tenancy, "acme")
 
 
-# -- the files themselves ---------------------------------------------------------------------------
+# -- the files themselves --------------------------------------------------------------------------
 
 
 async def test_files_and_their_folder_are_for_their_owner_only(tenancy: Tenancy) -> None:

@@ -61,7 +61,7 @@ class Crew:
 
 @contextlib.contextmanager
 def crew(size: int, program: str, folder: Path) -> Iterator[Crew]:
-    """Start processes that call ``async def work(*words)`` of a program for every order they get."""
+    """Start processes that call ``async def work(*words)`` of a program for each order."""
     tests = [path for path in sys.path if path.endswith("/tests")]
     source = f"import sys; sys.path[:0] = {tests!r}\n{PRELUDE}{program}{LOOP}"
     members: list[tuple[IO[str], IO[str]]] = []
