@@ -49,10 +49,8 @@ async def tenancy(
 
 def slow(session_text: str = "SELECT 1") -> str:
     """Return SQL that keeps the driver's thread busy for a while and can be found by its tag."""
-    return (
-        "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 200000) "
-        f"SELECT max(n) FROM c /* {session_text} */"
-    )
+    rows = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 200000)"
+    return f"{rows} SELECT max(n) FROM c /* {session_text} */"
 
 
 async def settled(tenancy: Tenancy, real: RealConnections) -> None:
