@@ -553,6 +553,16 @@ def test_a_section_whose_variable_is_a_flat_one_is_a_clash(
     )
 
 
+def test_a_section_s_secret_file_is_a_variable_that_is_read(
+    site: Path, tmp_path: Path, setenv: Callable[..., None]
+) -> None:
+    source = SECTION.format(section="acme", field="password", kind="SecretStr", provider="acme")
+    distribution(site, "acme-plugin", source)
+    (tmp_path / "password").write_text("secret")
+    setenv(database_url=URL, strict_env="true", acme_password_file="password")
+    Tenancy(TenancyConfig.from_env())
+
+
 def test_two_sections_with_one_variable_are_a_clash(site: Path) -> None:
     one = SECTION.format(section="acme", field="file_root", kind="str", provider="one")
     two = SECTION.format(section="acme_file", field="root", kind="str", provider="two")

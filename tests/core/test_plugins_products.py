@@ -189,6 +189,18 @@ def test_an_error_that_a_plugin_words_itself_is_passed_on(
     )
 
 
+def test_a_strategy_for_every_dialect_is_one_of_those_there_are(
+    site: Path, make_config: Callable[..., TenancyConfig]
+) -> None:
+    hook = "tenancy_isolation_strategies"
+    source = PLUGIN.format(hook=hook, product="Product()", member="a", value="1")
+    distribution(site, "acme-plugin", source)
+    assert refusal(make_config(isolation_strategy="acmee")) == (
+        "TENANCY_ISOLATION_STRATEGY asks for 'acmee', which nothing that is installed offers. On "
+        "sqlite there is 'acme', 'database'. Did you mean 'acme'?"
+    )
+
+
 def test_what_nobody_selects_is_not_built(
     site: Path, make_config: Callable[..., TenancyConfig]
 ) -> None:

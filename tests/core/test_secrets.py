@@ -86,6 +86,10 @@ def test_S1_a_configuration_never_prints_its_secrets(everything_set: TenancyConf
         assert CANARY not in text
 
 
+def test_S1_pydantic_is_told_to_hide_what_it_was_given() -> None:
+    assert TenancyConfig.model_config["hide_input_in_errors"] is True
+
+
 def test_S1_what_was_read_from_the_environment_is_not_printed_either(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -50,7 +50,7 @@ async def tenancy(
 def slow(session_text: str = "SELECT 1") -> str:
     """Return SQL that keeps the driver's thread busy for a while and can be found by its tag."""
     rows = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 200000)"
-    return f"{rows} SELECT max(n) FROM c /* {session_text} */"
+    return f"{rows} SELECT max(n) FROM c /* {session_text} */"  # noqa: S608 - our own words
 
 
 async def settled(tenancy: Tenancy, real: RealConnections) -> None:

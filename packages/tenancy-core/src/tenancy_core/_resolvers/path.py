@@ -49,6 +49,9 @@ class PathResolver:
         """See :class:`~tenancy_core.contract.Resolver`."""
         path = connection.raw_path
         if not path.startswith(self._prefix):
+            if b"%" in path and unquote_to_bytes(path).startswith(self._prefix):
+                # A framework would decode it and route it to the tenant that it names.
+                raise InvalidIdentifier("The prefix of the tenant is escaped in the path.")
             return None
         segment = path[len(self._prefix) :].partition(b"/")[0]
         try:
