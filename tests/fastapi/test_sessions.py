@@ -216,7 +216,7 @@ async def test_returning_commits_whatever_the_status(
 # -- after the handler -----------------------------------------------------------------------------
 
 
-async def test_in_a_streamed_body_the_session_is_closed_and_says_so(
+async def test_X6_in_a_streamed_body_the_session_is_closed_and_says_so(
     app: FastAPI, tenancy: Tenancy, events: list[str]
 ) -> None:
     @app.post("/stream")
@@ -246,7 +246,7 @@ async def test_in_a_streamed_body_the_session_is_closed_and_says_so(
     assert await _notes(tenancy) == ["before the stream", "in the stream of acme"]
 
 
-async def test_in_a_background_task_the_session_is_closed_and_the_tenant_is_still_current(
+async def test_X6_in_a_background_task_the_session_is_closed_and_the_tenant_is_still_current(
     app: FastAPI, client: httpx.AsyncClient, tenancy: Tenancy
 ) -> None:
     errors: list[Exception] = []

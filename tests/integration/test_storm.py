@@ -293,7 +293,7 @@ async def _behave(
 
 
 @pytest.mark.parametrize("handlers", ["run to their end", "are cancelled"])
-async def test_clients_who_leave_at_random_leave_nothing_behind(
+async def test_P2_P13_clients_who_leave_at_random_leave_nothing_behind(
     tmp_path: Path, handlers: str
 ) -> None:
     ledger = Ledger()

@@ -78,7 +78,8 @@ async def _connect(*args: Any, **options: Any) -> aiosqlite.Connection:
     import aiosqlite  # noqa: PLC0415 - the driver, only where it is used
 
     connection = aiosqlite.connect(*args, **options)
-    thread = connection._thread  # noqa: SLF001 - as SQLAlchemy, for the same purpose
+    # As SQLAlchemy, for the same purpose.
+    thread = connection._thread  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     thread.daemon = True
     try:
         return await connection
