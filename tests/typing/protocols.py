@@ -221,7 +221,6 @@ def not_awaited(connection: Connection, tenant: Tenant, claim: TenantClaim, /) -
 
 config = TenancyConfig(database_url="sqlite+aiosqlite:///./data/control.db", cache_ttl=60)
 tenancy = Tenancy(config, resolver=good, membership=is_member, observers=[observer])
-config.cache_ttl = 1  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 Tenancy(config, membership=says_yes)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 Tenancy(config, membership=not_awaited)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 Tenancy(config, resolver=SyncResolver())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

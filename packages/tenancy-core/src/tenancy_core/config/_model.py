@@ -115,7 +115,7 @@ class Plan(BaseModel):
         return values
 
 
-class TenancyConfig(BaseSettings, frozen=True):
+class TenancyConfig(BaseSettings):
     """The settings of a ``Tenancy``. Frozen; the constructor reads only its arguments.
 
     ``TenancyConfig.from_env()`` reads the environment. Whatever is wrong raises one
@@ -126,6 +126,7 @@ class TenancyConfig(BaseSettings, frozen=True):
         env_prefix=PREFIX,
         case_sensitive=False,
         extra="forbid",
+        frozen=True,
         hide_input_in_errors=True,
         allow_inf_nan=False,
         dotenv_filtering="only_existing",
