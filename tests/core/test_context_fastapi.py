@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 import httpx
 import pytest
+from websockets.asyncio.client import connect
+
 from support.server import ROOT, Server, serve
 from support.waiting import WITHIN
-from websockets.asyncio.client import connect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

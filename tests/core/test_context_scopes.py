@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+
 from support.scopes import CountingStore, opened, record
 from tenancy_core import Tenancy, TenantStatus, current_tenant
 from tenancy_core.context import binding

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket
 from sqlalchemy import select
 from starlette.responses import StreamingResponse
+
 from support.notes import Base, Note, read, write
 from tenancy_core import Tenancy, TenancyConfig, current_tenant
 from tenancy_fastapi import CurrentTenant, install
@@ -80,7 +81,9 @@ async def rows(*, writing: bool = False) -> StreamingResponse:
     async def body() -> AsyncIterator[bytes]:
         async with tenancy.session(read_only=not writing) as session:
             while True:
-                found = await session.stream_scalars(select(Note.text).execution_options(yield_per=5))
+                found = await session.stream_scalars(
+                    select(Note.text).execution_options(yield_per=5)
+                )
                 async for text in found:
                     yield f"{here()} {text}\n".encode()
 
@@ -128,7 +131,9 @@ def sync_dependency() -> str | None:
 
 
 @app.get("/thread")
-def thread(name: Annotated[str | None, Depends(sync_dependency)], tenant: CurrentTenant) -> list[Any]:
+def thread(
+    name: Annotated[str | None, Depends(sync_dependency)], tenant: CurrentTenant
+) -> list[Any]:
     """Answer from a thread."""
     return [name, here(), tenant.identifier]
 
