@@ -1,4 +1,4 @@
-"""X6 over real HTTP: what outlives a handler belongs to its request's tenant, and gives all back."""
+"""X6 over real HTTP: what outlives a handler is its request's tenant, and gives all back."""
 
 from __future__ import annotations
 
@@ -164,7 +164,8 @@ async def test_P3_a_client_that_goes_away_in_the_middle_of_a_stream_leaves_nothi
     def go_away(number: int) -> None:
         with socket.create_connection((server.host, server.port), timeout=WITHIN) as connection:
             connection.sendall(
-                f"GET /rows?writing={writing} HTTP/1.1\r\nHost: x\r\nX-Tenant-ID: t0\r\n\r\n".encode()
+                f"GET /rows?writing={writing} HTTP/1.1\r\n".encode()
+                + b"Host: x\r\nX-Tenant-ID: t0\r\n\r\n"
             )
             received = b""
             while len(received) < 1000 * (number % 5) + 1:
