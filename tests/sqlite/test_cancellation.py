@@ -16,7 +16,8 @@ from support.notes import Base, Note, read, write
 from support.real_connections import RealConnections, count_connections
 from support.waiting import until
 from tenancy_core import Tenancy, current_tenant
-from tenancy_core.errors import BackendUnavailable
+from tenancy_core.errors import BackendUnavailable, IsolationError
+from tenancy_core.sql.sqlite import TransactionalConnection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -312,3 +313,109 @@ async def test_P2_no_tenant_is_left_behind_by_a_cancelled_scope(tenancy: Tenancy
         await work()
     assert scope.cancelled_caught
     assert current_tenant() is None
+
+
+# -- left by nobody --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("what", ["session", "connection"])
+async def test_P3_what_a_cancelled_task_left_open_in_a_generator_is_closed(
+    tenancy: Tenancy, real: RealConnections, tmp_path: Path, what: str, *, read_only: bool
+) -> None:
+    """As Starlette leaves the generator of a streamed body when the client goes away."""
+    async with tenancy.scope("t0"):
+        await write(tenancy, "kept")
+
+        async def body() -> AsyncIterator[str]:
+            async with getattr(tenancy, what)(read_only=read_only) as session:
+                if not read_only:
+                    await session.execute(text("INSERT INTO notes (text) VALUES ('lost')"))
+                while True:
+                    found = await session.stream(select(Note.text))
+                    async for row in found:
+                        yield row.text
+
+        generator = body()
+
+        async def stream(got: asyncio.Event) -> None:
+            async for _ in generator:
+                got.set()
+                await asyncio.Event().wait()
+
+        got = asyncio.Event()
+        task = asyncio.create_task(stream(got))
+        await got.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # The generator still stands where it stood, and holds its session and its cursor.
+        await settled(tenancy, real)
+        await unlocked(tmp_path)
+        await write(tenancy, "next")
+        assert await read(tenancy) == ["kept", "next"]
+        await generator.aclose()
+        assert await read(tenancy) == ["kept", "next"]
+
+
+async def test_a_session_whose_task_was_cancelled_does_not_pretend_to_commit(
+    tenancy: Tenancy,
+) -> None:
+    async with tenancy.scope("t0"):
+        context = tenancy.session()
+
+        async def open_it() -> None:
+            session = await context.__aenter__()
+            session.add(Note(text="lost"))
+            await session.flush()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(open_it())
+        await until(lambda: tenancy.parts.connections.open > tenancy.parts.connections.idle)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(IsolationError, match="Nothing was committed"):
+            await context.__aexit__(None, None, None)
+        assert await read(tenancy) == []
+
+
+async def test_a_session_opened_by_one_task_may_be_closed_by_another(tenancy: Tenancy) -> None:
+    """As some test frameworks do with their fixtures."""
+    async with tenancy.scope("t0"):
+        context = tenancy.session()
+
+        async def set_up() -> None:
+            session = await context.__aenter__()
+            session.add(Note(text="kept"))
+            await session.flush()
+
+        await asyncio.create_task(set_up())
+        await asyncio.create_task(context.__aexit__(None, None, None))
+        assert await read(tenancy) == ["kept"]
+
+
+async def test_a_closed_connection_holds_no_lock_however_long_its_cursors_live(
+    tenancy: Tenancy, tmp_path: Path
+) -> None:
+    """SQLite alone keeps it: a statement that is not finished keeps the connection half alive."""
+    (path,) = tmp_path.rglob("tenant_t0_*.db")
+    for factory, locked in ((sqlite3.Connection, True), (TransactionalConnection, False)):
+        connection = sqlite3.connect(path, isolation_level=None, factory=factory)
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO notes (text) VALUES ('a'), ('b'), ('c')")
+        cursor = connection.execute("SELECT * FROM notes")
+        cursor.fetchone()
+        connection.close()
+        connection.close()
+        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+            if locked:
+                with pytest.raises(sqlite3.OperationalError, match="locked"):
+                    other.execute("BEGIN IMMEDIATE")
+            else:
+                other.execute("BEGIN IMMEDIATE")
+                other.execute("ROLLBACK")
+        del cursor, connection
+    async with tenancy.scope("t0"):
+        assert await read(tenancy) == []

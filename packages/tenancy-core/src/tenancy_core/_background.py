@@ -11,11 +11,13 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+import anyio
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from types import TracebackType
 
-__all__ = ["BackgroundTasks", "outlast", "settle"]
+__all__ = ["BackgroundTasks", "leave_behind", "outlast", "settle"]
 
 T = TypeVar("T")
 
@@ -69,7 +71,9 @@ async def settle(work: Coroutine[Any, Any, None]) -> None:
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
-            await asyncio.shield(task)
+            # A cancelled scope of anyio would cancel again in every turn of the event loop.
+            with anyio.CancelScope(shield=True):
+                await asyncio.shield(task)
         except asyncio.CancelledError as error:
             if task.cancelled():
                 raise
@@ -80,6 +84,13 @@ async def settle(work: Coroutine[Any, Any, None]) -> None:
             _log.exception("a clean-up failed while its task was being cancelled")
     if cancelled is not None:
         raise cancelled
+
+
+def leave_behind(work: Coroutine[Any, Any, None]) -> None:
+    """Run a clean-up for which nobody can wait."""
+    task = asyncio.get_running_loop().create_task(work)
+    _left_behind.add(task)
+    task.add_done_callback(_left_behind.discard)
 
 
 async def outlast(
@@ -97,7 +108,5 @@ async def outlast(
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        rest = asyncio.get_running_loop().create_task(left(task))
-        _left_behind.add(rest)
-        rest.add_done_callback(_left_behind.discard)
+        leave_behind(left(task))
         raise

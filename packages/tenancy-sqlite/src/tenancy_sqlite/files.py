@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tenancy_core.errors import IsolationError
+from tenancy_core.sql.sqlite import TransactionalConnection
 
 __all__ = ["APPLICATION_ID", "TenantFiles"]
 
@@ -95,7 +96,7 @@ class TenantFiles:
         """
         files = self
 
-        class TenantConnection(sqlite3.Connection):
+        class TenantConnection(TransactionalConnection):
             """Opens one tenant's existing file; attaches nothing."""
 
             def __init__(self, database: str, *args: Any, **options: Any) -> None:

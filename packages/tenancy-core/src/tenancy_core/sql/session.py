@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tenancy_core._background import settle
+from tenancy_core._background import leave_behind, settle
 from tenancy_core.errors import IsolationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -38,9 +40,24 @@ def require_own(tenant: Tenant, isolation: str) -> None:
 
 
 class _Leased:
-    """An engine in use, and the gate that is held meanwhile."""
+    """An engine in use, and the gate that is held meanwhile.
 
-    __slots__ = ("_engines", "_gate", "_key", "_lease", "_options")
+    A block whose task was cancelled without leaving it is left from outside. Frameworks do that:
+    when a client goes away, Starlette cancels the task that iterates over a streamed body, and
+    does not close the generator. Until the garbage collector finds it, a session in it would keep
+    its connection, and a writing one its tenant.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_engines",
+        "_gate",
+        "_key",
+        "_lease",
+        "_options",
+        "_task",
+        "_when_done",
+    )
 
     def __init__(
         self,
@@ -63,6 +80,43 @@ class _Leased:
         self._options = options
         self._gate = gate
         self._lease: EngineLease | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._when_done: Callable[[asyncio.Task[Any]], None] | None = None
+
+    def _enter(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            return
+        # Weakly: a context that everybody else has forgotten gives back what it holds.
+        this = ref(self)
+
+        def when_done(task: asyncio.Task[Any]) -> None:
+            context = this()
+            if context is not None and task.cancelled() and context._leave(asyncio.CancelledError):  # noqa: SLF001 - itself
+                leave_behind(context._finish())  # noqa: SLF001 - as above
+
+        self._task, self._when_done = task, when_done
+        task.add_done_callback(when_done)
+
+    def _leave(self, kind: type[BaseException] | None) -> bool:
+        """Return whether the block is left now, and was not before.
+
+        Raises:
+            IsolationError: It was, and its caller believes that it commits.
+        """
+        task, when_done, self._task, self._when_done = self._task, self._when_done, None, None
+        if task is None or when_done is None:
+            if kind is None:
+                raise IsolationError(
+                    "Nothing was committed: this session was closed when the task that opened it "
+                    "was cancelled."
+                )
+            return False
+        task.remove_done_callback(when_done)
+        return True
+
+    async def _finish(self) -> None:
+        raise NotImplementedError
 
     async def _take(self) -> Any:  # noqa: ANN401 - AsyncEngine, or its option view
         if self._gate is not None:
@@ -107,6 +161,7 @@ class TenantSessionContext(_Leased):
             expire_on_commit=False,
             info={"tenant": self._tenant},
         )
+        self._enter()
         return self._session
 
     async def __aexit__(
@@ -117,16 +172,19 @@ class TenantSessionContext(_Leased):
     ) -> None:
         session = self._session
         assert session is not None  # noqa: S101 - set by __aenter__
+        if not self._leave(kind):
+            return
         try:
             if kind is None:
                 await session.commit()
         finally:
-            await settle(self._finish(session))
+            await settle(self._finish())
 
-    async def _finish(self, session: AsyncSession) -> None:
+    async def _finish(self) -> None:
+        assert self._session is not None  # noqa: S101 - as above
         try:
             # Rolls back whatever was not committed.
-            await session.close()
+            await self._session.close()
         finally:
             await self._give_back()
 
@@ -149,6 +207,7 @@ class TenantConnectionContext(_Leased):
         except BaseException:
             await settle(self._finish())
             raise
+        self._enter()
         return connection
 
     async def __aexit__(
@@ -159,6 +218,8 @@ class TenantConnectionContext(_Leased):
     ) -> None:
         connection = self._connection
         assert connection is not None  # noqa: S101 - set by __aenter__
+        if not self._leave(kind):
+            return
         try:
             if kind is None:
                 await connection.commit()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "READ_ONLY",
+    "TransactionalConnection",
     "begin_transactions",
     "configure_connections",
     "connect_args",
@@ -70,8 +71,28 @@ def connect_args(busy_timeout: float) -> dict[str, Any]:
         "isolation_level": None,
         "timeout": busy_timeout,
         "uri": False,
+        "factory": TransactionalConnection,
         "async_creator_fn": _connect,
     }
+
+
+class TransactionalConnection(sqlite3.Connection):
+    """Ends its transaction when it is closed, whatever became of its cursors.
+
+    SQLite keeps a closed connection, with the lock of its transaction, for as long as a statement
+    of it is not finished; and a cursor lives as long as somebody holds it, for instance the
+    traceback of the exception that ended its loop.
+    """
+
+    def close(self) -> None:
+        """Roll back and close."""
+        try:
+            if self.in_transaction:
+                self.rollback()
+        except sqlite3.ProgrammingError:
+            pass  # it is closed already
+        finally:
+            super().close()
 
 
 async def _connect(*args: Any, **options: Any) -> aiosqlite.Connection:
