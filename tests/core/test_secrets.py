@@ -53,7 +53,9 @@ def printed(error: BaseException) -> str:
         for frame in whole.stack:
             if frame.filename == __file__:
                 frame.locals = None
-                frame._line = ""  # type: ignore[attr-defined]
+                # CPython calls the source that it prints differently from 3.13 on.
+                for source in {"_line", "_lines"} & set(frame.__slots__):
+                    setattr(frame, source, "")
         whole = whole.__cause__ or whole.__context__
     return "".join(found.format())
 
