@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TenantClaim,
         TenantStore,
     )
+    from tenancy_core.crypto import Sensitive
     from tenancy_core.errors import (
         ConfigurationError,
         NoCurrentTenant,
@@ -43,6 +44,7 @@ __all__ = [
     "RateLimiter",
     "RequestRefused",
     "Resolver",
+    "Sensitive",
     "Tenancy",
     "TenancyConfig",
     "TenancyError",
@@ -72,6 +74,7 @@ _ROOMS = {
     "Resolver": "contract",
     "TenantClaim": "contract",
     "TenantStore": "contract",
+    "Sensitive": "crypto",
     "ConfigurationError": "errors",
     "NoCurrentTenant": "errors",
     "RequestRefused": "errors",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from types import TracebackType
 
-__all__ = ["BackgroundTasks", "leave_behind", "outlast", "settle"]
+__all__ = ["BackgroundTasks", "leave_behind", "on_asyncio", "outlast", "settle"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,15 @@ class BackgroundTasks:
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task
+
+
+def on_asyncio() -> bool:
+    """Whether the running event loop is one of asyncio, so that tasks can be started."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def settle(work: Coroutine[Any, Any, None]) -> None:

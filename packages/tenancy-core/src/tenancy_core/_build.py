@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from tenancy_core._directory import ChangeFollower, Directory, L1Cache
+from tenancy_core._directory import ChangeFollower, Directory, L1Cache, TenantCodec
 from tenancy_core._plugins import registry as kinds
-from tenancy_core._plugins.catalogue import DATABASES
+from tenancy_core._plugins.catalogue import DATABASES, EXTRAS
+from tenancy_core._plugins.signatures import accepts, flaw_of_method
 from tenancy_core._resolvers.chain import ChainResolver
 from tenancy_core._resolvers.guarded import GuardedResolver
-from tenancy_core.audit import AuditLog
+from tenancy_core.audit import AuditLog, AuditTrail, AuditWorker, RefusalBuffer
 from tenancy_core.config import near_miss
 from tenancy_core.contract import (
     AuditSink,
@@ -24,6 +25,7 @@ from tenancy_core.contract import (
     Resolver,
     TenantStore,
 )
+from tenancy_core.crypto import SigningKeys, TenantCipher
 from tenancy_core.errors import ConfigurationError, TenancyError
 from tenancy_core.observe import Observers
 from tenancy_core.providers import BuildContext
@@ -88,8 +90,12 @@ class Parts:
     observers: Observers
     observed: bool
     audit: AuditLog
+    trail: AuditTrail
+    audit_worker: AuditWorker
     tenants: TenantService
     connections: ConnectionBudget
+    signing: SigningKeys
+    cipher: TenantCipher | None
     resources: tuple[Any, ...]
 
 
@@ -113,7 +119,7 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
         if given.store is not None
         else _product(kinds.STORE, registry.find(kinds.STORE, "sql", "The tenant store"), context)
     )
-    context = BuildContext(config, given.metadata, budget, store)
+    context = BuildContext(config, given.metadata, budget, store, given.clock)
     isolation: IsolationStrategy = (
         given.isolation
         if given.isolation is not None
@@ -150,15 +156,27 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
         _product(kinds.OBSERVER, offer, context) for offer in registry.offers(kinds.OBSERVER)
     ]
     installed += given.observers
-    observers = Observers(installed)
+    refusals = RefusalBuffer(store)
+    observers = Observers([refusals, *installed] if config.enable_audit_logging else installed)
     sinks = [
         _product(kinds.AUDIT_SINK, offer, context) for offer in registry.offers(kinds.AUDIT_SINK)
     ]
     sinks += given.audit_sinks
-    audit = AuditLog(enabled=config.enable_audit_logging, sinks=sinks)
+    cipher = TenantCipher(config.encryption_keys) if config.enable_encryption else None
+    signing_keys = SigningKeys(config.signing_keys, store)
+    signer = signing_keys.signer("audit")
+    audit = AuditLog(enabled=config.enable_audit_logging, sinks=sinks, store=store, signer=signer)
     l1 = L1Cache(config.l1_cache_max_size, config.l1_cache_ttl_seconds, given.clock)
-    directory = Directory(store, l1, shared=shared, shared_ttl=config.cache_ttl, owner=owner)
-    products = [store, shared, isolation, limiter, *_members(resolver), *installed, *sinks]
+    directory = Directory(
+        store,
+        l1,
+        shared=shared,
+        shared_ttl=config.cache_ttl,
+        codec=TenantCodec(signing_keys),
+        owner=owner,
+    )
+    products = [store, signing_keys, shared, isolation, limiter, *_members(resolver)]
+    products += [*installed, *sinks]
     return Parts(
         resolver=resolver,
         raw_header=getattr(resolver, "raw_header", None),
@@ -170,6 +188,8 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
         observers=observers,
         observed=bool(installed),
         audit=audit,
+        trail=AuditTrail(owner=owner, store=store, log=audit, refusals=refusals, signer=signer),
+        audit_worker=AuditWorker(audit.outbox, refusals, config.invalidation_poll_seconds),
         tenants=TenantService(
             config=config,
             store=store,
@@ -177,8 +197,11 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
             directory=directory,
             audit=audit,
             observers=observers,
+            cipher=cipher,
         ),
         connections=budget,
+        signing=signing_keys,
+        cipher=cipher,
         # Once, also where one object is two things.
         resources=tuple(
             {id(part): part for part in products if hasattr(part, "__aenter__")}.values()
@@ -188,32 +211,63 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
 
 def _product(kind: str, offer: Offer, context: BuildContext) -> Any:  # noqa: ANN401 - of that kind
     provider = offer.provider
-    section = provider.section
-    settings = None if section is None else context.config.section(section.name, section.model)
     what = f"The {kind} {provider.name!r} of {offer.owner}"
+    way_out = f"Upgrade {offer.owner}, or report it to its authors."
+    settings = _settings(offer, context, what, way_out)
+    if not accepts(provider.build, context, settings):
+        raise ConfigurationError(
+            f"{what} has a build that cannot be called as build(context, section). {way_out}"
+        )
     try:
         product = provider.build(context, settings)
     except TenancyError:
         raise
     except ModuleNotFoundError as error:
-        package = offer.owner
-        if kind == kinds.STORE and package == kinds.CORE:
+        package = EXTRAS.get((kind, provider.name), f"--upgrade {offer.owner}")
+        if kind == kinds.STORE and offer.owner == kinds.CORE:
             # It runs on whatever driver the URL names; a database package brings that.
             config = context.config
-            given = "DATABASE" if config.control_database_url is None else "CONTROL_DATABASE"
-            what = f"TENANCY_{given}_URL is a {config.control_dialect} database and"
-            package = DATABASES.get(config.control_dialect, package)
+            what = f"{config.control_setting} is a {config.control_dialect} database and"
+            package = f"--upgrade {DATABASES.get(config.control_dialect, offer.owner)}"
+        missing = "a package that" if error.name is None else f"the package {error.name!r}, which"
         raise ConfigurationError(
-            f"{what} needs the package {error.name!r}, which is not installed. "
-            f"Run: pip install --upgrade {package}"
+            f"{what} needs {missing} is not installed. Run: pip install {package}"
+        ) from error
+    except ImportError as error:
+        other = "a package" if error.name is None else f"the package {error.name!r}"
+        raise ConfigurationError(
+            f"{what} needs another version of {other}: what it imports is not in this one. "
+            f"Run: pip install --upgrade {offer.owner}"
         ) from error
     except Exception as error:
         # Its text is left to the traceback: a driver may have put a URL into it.
         raise ConfigurationError(
-            f"{what} could not be built: it raised {type(error).__name__}."
+            f"{what} could not be built: it raised {type(error).__name__}, which the traceback "
+            f"shows. Correct what it names, or upgrade {offer.owner}."
         ) from error
-    _require_protocol(kind, product, what, f"Upgrade {offer.owner}, or report it to its authors.")
+    if inspect.iscoroutine(product):
+        product.close()
+        raise ConfigurationError(
+            f"{what} has a build that is async def; it is a plain def, which is called at "
+            f"start-up, without a loop. {way_out}"
+        )
+    if product is None:
+        raise ConfigurationError(f"{what} is None: its build returned nothing. {way_out}")
+    _require_protocol(kind, product, what, way_out)
     return product
+
+
+def _settings(offer: Offer, context: BuildContext, what: str, way_out: str) -> Any:  # noqa: ANN401 - of its model
+    section = offer.provider.section
+    try:
+        return None if section is None else context.config.section(section.name, section.model)
+    except TenancyError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"{what} could not read its settings: its model raised {type(error).__name__}, and a "
+            f"validator raises ValueError. {way_out}"
+        ) from error
 
 
 def _require_protocols(given: Given) -> None:
@@ -237,7 +291,7 @@ def _require_protocols(given: Given) -> None:
 
 
 def _require_protocol(kind: str, product: object, what: str, way_out: str) -> None:
-    """Refuse what would fail at the first request. Methods only: isinstance says no more."""
+    """Refuse what would fail at the first request. Methods only, which isinstance knows less of."""
     if isinstance(product, type):
         raise ConfigurationError(
             f"{what} is the class {product.__name__}, not an object. {way_out}"
@@ -245,17 +299,9 @@ def _require_protocol(kind: str, product: object, what: str, way_out: str) -> No
     for name, method in vars(_PROTOCOLS[kind]).items():
         if name.startswith("_") or not inspect.isfunction(method):
             continue
-        own = getattr(product, name, None)
-        if not callable(own):
-            raise ConfigurationError(
-                f"{what} is a {type(product).__name__} without the method "
-                f"{name}({', '.join([*inspect.signature(method).parameters][1:])}). {way_out}"
-            )
-        if inspect.iscoroutinefunction(own) and not inspect.iscoroutinefunction(method):
-            raise ConfigurationError(
-                f"{what} is a {type(product).__name__} whose method {name} is async def; it is a "
-                f"plain def, which is called and not awaited. {way_out}"
-            )
+        flaw = flaw_of_method(getattr(product, name, None), name, method)
+        if flaw is not None:
+            raise ConfigurationError(f"{what} is a {type(product).__name__} {flaw}. {way_out}")
 
 
 def _resolver(

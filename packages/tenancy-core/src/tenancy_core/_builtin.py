@@ -35,6 +35,12 @@ def _path(context: BuildContext, _: None) -> Resolver:
     return PathResolver(context.config.path_prefix)
 
 
+def _jwt(context: BuildContext, _: None) -> Resolver:
+    from tenancy_core._resolvers.jwt import JwtResolver
+
+    return JwtResolver(context.config, clock=context.clock)
+
+
 def _memory_cache(_context: BuildContext, _: None) -> CacheBackend:
     from tenancy_core._cache.memory import MemoryCacheBackend
 
@@ -66,6 +72,7 @@ def tenancy_resolvers() -> Iterable[Provider[Any, Resolver]]:
         Provider("header", _header),
         Provider("subdomain", _subdomain),
         Provider("path", _path),
+        Provider("jwt", _jwt),
     ]
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 from contextlib import AsyncExitStack
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 from uuid import UUID
 
 import anyio
 import anyio.to_thread
 
-from tenancy_core._background import BackgroundTasks
+from tenancy_core._background import BackgroundTasks, on_asyncio
 from tenancy_core._build import Given, Parts, build
 from tenancy_core._plugins import load_plugins
 from tenancy_core.checks import run_checks
 from tenancy_core.context import Binding, binding, require_binding
 from tenancy_core.errors import (
+    BackendUnavailable,
     ConfigurationError,
     NoCurrentTenant,
+    TenancyError,
     TenantContextLocked,
     TenantInactive,
     TenantNotFound,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+    from tenancy_core.audit import AuditTrail
     from tenancy_core.config import TenancyConfig
     from tenancy_core.contract import (
         AuditSink,
@@ -100,6 +103,7 @@ class Tenancy:
         self.membership = membership
         self.clock = clock
         self.is_open = False
+        self._open: AsyncExitStack | None = None
         self._given = Given(
             resolver=resolver,
             isolation=isolation,
@@ -116,7 +120,6 @@ class Tenancy:
         self._registry = load_plugins(blocked=config.plugins_blocked)
         self._built = build(config, self._given, self._registry, self)
         self._fresh = True
-        self._open: AsyncExitStack | None = None
         self._watchers: dict[UUID, set[Callable[[], Coroutine[Any, Any, None]]]] = {}
 
     def __repr__(self) -> str:
@@ -137,9 +140,14 @@ class Tenancy:
                 await stack.enter_async_context(resource)
             await parts.follower.start()
             parts.directory.on_change(self._revoke)
-            if not getattr(parts.store, "in_process", False):
-                background = await stack.enter_async_context(BackgroundTasks())
+            shared = not getattr(parts.store, "in_process", False)
+            stack.push_async_callback(parts.audit_worker.close)
+            background = await stack.enter_async_context(BackgroundTasks())
+            if shared:
                 background.start(parts.follower.run(), name="change-follower")
+            # A store in memory works on every event loop, and tasks are started on asyncio only.
+            if (parts.audit.enabled or parts.audit.outbox.sinks) and (shared or on_asyncio()):
+                background.start(parts.audit_worker.run(), name="audit")
             self._open = stack.pop_all()
         self.is_open = True
         return self
@@ -179,6 +187,11 @@ class Tenancy:
     def tenants(self) -> TenantService:
         """The control plane."""
         return self.parts.tenants
+
+    @property
+    def audit(self) -> AuditTrail:
+        """The audit logs: reading, verifying, and the application's own events."""
+        return self.parts.trail
 
     @property
     def resolver(self) -> Resolver:
@@ -232,14 +245,15 @@ class Tenancy:
 
         Raises:
             NoCurrentTenant: There is no tenant here.
+            BackendUnavailable: On entering: the tenant's database cannot be used now.
         """
-        return self.parts.isolation.session(self._current(), read_only=read_only)
+        return _Opening(self.parts.isolation.session, self._current(), read_only=read_only)
 
     def connection(
         self, *, read_only: bool = False
     ) -> AbstractAsyncContextManager[AsyncConnection]:
         """As :meth:`session`, for code that works with an ``AsyncConnection``."""
-        return self.parts.isolation.connection(self._current(), read_only=read_only)
+        return _Opening(self.parts.isolation.connection, self._current(), read_only=read_only)
 
     def _current(self) -> Tenant:
         bound = require_binding()
@@ -322,6 +336,48 @@ class Tenancy:
         return found
 
 
+class _Opening(Generic[T]):
+    """A session that an isolation strategy opens: what fails on the way is not the caller's error.
+
+    The strategy may be anybody's, and whatever it raises must not look like a fault of the code in
+    the block; that one's errors pass through as they are.
+    """
+
+    __slots__ = ("_context", "_open", "_read_only", "_tenant")
+
+    _context: AbstractAsyncContextManager[T]
+
+    def __init__(
+        self,
+        open_: Callable[..., AbstractAsyncContextManager[T]],
+        tenant: Tenant,
+        *,
+        read_only: bool,
+    ) -> None:
+        self._open = open_
+        self._tenant = tenant
+        self._read_only = read_only
+
+    async def __aenter__(self) -> T:
+        try:
+            self._context = self._open(self._tenant, read_only=self._read_only)
+            return await self._context.__aenter__()
+        except TenancyError:
+            raise
+        except Exception as error:
+            raise BackendUnavailable(
+                f"The isolation strategy failed ({type(error).__name__})."
+            ) from error
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        return await self._context.__aexit__(kind, error, trace)
+
+
 class _Lifespan:
     __slots__ = ("_tenancy",)
 
@@ -395,13 +451,6 @@ class _Scope:
             binding.set(bound.without(self))
 
     async def _audit_switch(self, outer: Tenant, tenant: Tenant) -> None:
-        parts = self._tenancy.parts
-        async with parts.store.transaction() as transaction:
-            event = await parts.audit.append(
-                transaction,
-                tenant.id,
-                "scope.switched",
-                reason=self._reason,
-                details={"from": str(outer.id)},
-            )
-        await parts.audit.deliver(event)
+        await self._tenancy.parts.audit.record(
+            tenant.id, "scope.switched", reason=self._reason, details={"from": str(outer.id)}
+        )

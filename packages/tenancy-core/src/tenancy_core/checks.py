@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from tenancy_core.config import ANY, INSTANCE_KEY
 from tenancy_core.contract import Check, Finding, Severity
+from tenancy_core.tenant import TenantStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = ["CORE_CHECKS", "run_checks"]
+
+_PATIENCE: Final = timedelta(minutes=5)
+"""A creation that is under way for less than this may well be finished by whoever began it."""
 
 
 async def run_checks(tenancy: Any, checks: Iterable[Check]) -> list[Finding]:  # noqa: ANN401 - Tenancy is above
@@ -80,7 +86,10 @@ async def _audit_is_on(tenancy: Any) -> Sequence[Finding]:  # noqa: ANN401
 
 
 async def _tenants_are_proven(tenancy: Any) -> Sequence[Finding]:  # noqa: ANN401
-    if tenancy.config.require_verified_tenant or tenancy.proves_membership:
+    config = tenancy.config
+    if config.require_verified_tenant or tenancy.proves_membership:
+        return []
+    if config.resolution_strategy == ("jwt",):
         return []
     return [
         Finding(
@@ -90,6 +99,28 @@ async def _tenants_are_proven(tenancy: Any) -> Sequence[Finding]:  # noqa: ANN40
             "Pass Tenancy(membership=…), or set TENANCY_REQUIRE_VERIFIED_TENANT=true with a "
             "resolver that proves its claims.",
         )
+    ]
+
+
+async def _tokens_are_bound(tenancy: Any) -> Sequence[Finding]:  # noqa: ANN401
+    config = tenancy.config
+    if "jwt" not in config.resolution_strategy:
+        return []
+    waived = [
+        ("audience", "were made for another service", "aud")
+        for issuer in config.token_issuers
+        if ANY in issuer.audience
+    ]
+    if config.jwt_issuer == ANY:
+        waived.append(("issuer", "come from another issuer with the same key", "iss"))
+    return [
+        Finding(
+            "core.jwt",
+            Severity.WARNING,
+            f"The {what} of tokens is waived ('*'): those that {others} are accepted as well.",
+            f"Let the issuer write the claim {claim}, and name what it says in the settings.",
+        )
+        for what, others, claim in dict.fromkeys(waived)
     ]
 
 
@@ -106,6 +137,52 @@ async def _metrics_are_installed(tenancy: Any) -> Sequence[Finding]:  # noqa: AN
     ]
 
 
+async def _soft_delete_is_on(tenancy: Any) -> Sequence[Finding]:  # noqa: ANN401
+    if tenancy.config.enable_soft_delete:
+        return []
+    return [
+        Finding(
+            "core.soft-delete",
+            Severity.WARNING,
+            "A tenant that is served can be erased in one call.",
+            "Unset TENANCY_ENABLE_SOFT_DELETE; on is the default: archive first, then erase.",
+        )
+    ]
+
+
+async def _seals_are_kept_apart(tenancy: Any) -> Sequence[Finding]:  # noqa: ANN401
+    config = tenancy.config
+    keys = [key.get_secret_value() for key in config.signing_keys] or [INSTANCE_KEY]
+    if keys[0] != INSTANCE_KEY or not config.enable_audit_logging:
+        return []
+    return [
+        Finding(
+            "core.signing-keys",
+            Severity.INFO,
+            "The key that seals the audit log lies in the database that holds the log.",
+            "Set TENANCY_SIGNING_KEYS: then who can only write to the database cannot forge it.",
+        )
+    ]
+
+
+async def _nothing_is_half_way(tenancy: Any) -> Sequence[Finding]:  # noqa: ANN401
+    before = datetime.now(UTC) - _PATIENCE
+    half_way = 0
+    for status in (TenantStatus.PROVISIONING, TenantStatus.FAILED):
+        async for tenant in tenancy.tenants.iterate(status=status):
+            half_way += tenant.updated_at < before
+    if not half_way:
+        return []
+    return [
+        Finding(
+            "core.unfinished",
+            Severity.WARNING,
+            f"Tenants whose creation was begun and not finished: {half_way}.",
+            "Call tenancy.tenants.reconcile(): it finishes them, or with remove=True erases them.",
+        )
+    ]
+
+
 CORE_CHECKS: Final = (
     Check(
         "core.control-database",
@@ -113,8 +190,12 @@ CORE_CHECKS: Final = (
         _control_database_is_separate,
     ),
     Check("core.database-echo", "SQL statements are not logged", _echo_is_off),
+    Check("core.soft-delete", "A tenant is archived before it is erased", _soft_delete_is_on),
+    Check("core.signing-keys", "The audit log's key is not beside the log", _seals_are_kept_apart),
+    Check("core.unfinished", "No tenant is half-way", _nothing_is_half_way),
     Check("core.audit-logging", "Changes of tenants are audited", _audit_is_on),
     Check("core.proof", "Tenants are proven, not only named", _tenants_are_proven),
+    Check("core.jwt", "Tokens are bound to an issuer and an audience", _tokens_are_bound),
     Check("core.metrics", "Metrics are collected", _metrics_are_installed),
 )
 """The items that the core brings."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AuditEvent",
+    "AuditHead",
     "AuditSink",
     "CacheBackend",
     "Change",
@@ -48,6 +49,8 @@ __all__ = [
     "RateLimit",
     "RateLimitDecision",
     "RateLimiter",
+    "RefusalCount",
+    "Reservation",
     "Resolver",
     "Severity",
     "StoreTransaction",
@@ -309,7 +312,11 @@ class RateLimiter(Protocol):
     """Counts hits per key, exactly."""
 
     async def hit(self, key: str, limit: RateLimit, /, *, cost: int = 1) -> RateLimitDecision:
-        """Count ``cost`` hits under ``key``, all or none."""
+        """Count ``cost`` hits under ``key``, all or none.
+
+        Raises:
+            ValueError: ``cost`` is below 1 or above the limit's burst: it could never be accepted.
+        """
         ...
 
 
@@ -333,14 +340,21 @@ class TenantPage:
 class AuditEvent:
     """Something that was done to or as a tenant.
 
+    Whatever names a person or the customer is in ``actor``, ``reason`` and ``personal``: erasing a
+    tenant removes these three from its log, and the log stays verifiable.
+
     Attributes:
         action: Dotted name, such as ``tenant.suspended``.
         tenant_id: Whom it concerns.
+        occurred_at: Aware, UTC.
         actor: Who did it, as the application names people; None where nobody was named.
         reason: Why, in the actor's words.
         details: JSON values, without personal data and secrets.
-        occurred_at: Aware, UTC.
+        personal: JSON values that name somebody, such as an identifier; not printed.
         sequence: Position in the tenant's own, gap-free log, from 1; 0 until it is stored.
+        salt: 16 random bytes that go into ``digest``; None once the personal fields are erased.
+        digest: SHA-256 of the salt and the personal fields; 32 bytes once it is stored.
+        seal: Keyed hash of this event and of the seal before it: a link of the chain.
     """
 
     action: str
@@ -349,7 +363,57 @@ class AuditEvent:
     actor: str | None = None
     reason: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    personal: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
     sequence: int = 0
+    salt: bytes | None = field(default=None, repr=False)
+    digest: bytes = field(default=b"", repr=False)
+    seal: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditHead:
+    """The end of a tenant's log: what the next event is chained to.
+
+    Attributes:
+        sequence: Of the newest event; 0 where there is none.
+        seal: Of the newest event; empty where there is none.
+    """
+
+    sequence: int = 0
+    seal: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalCount:
+    """How often requests were refused within one minute.
+
+    Attributes:
+        tenant_id: Whose requests; None where no tenant was resolved.
+        code: Of the error they were answered with.
+        minute: Start of the minute, aware, UTC.
+        count: At least 1.
+    """
+
+    tenant_id: UUID | None
+    code: str
+    minute: datetime
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """An identifier that was given up, and that nobody else has until it is released.
+
+    Other processes, tokens and messages may still name its tenant by it: whoever took it would be
+    shown that tenant's data, or show it theirs.
+
+    Attributes:
+        tenant_id: Who had it, and may take it back; None for one that was erased.
+        since: When it was given up, aware, UTC.
+    """
+
+    tenant_id: UUID | None
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,8 +466,82 @@ class StoreTransaction(Protocol):
         """Remove the record and its secrets. No error if it is absent."""
         ...
 
-    async def append_audit(self, event: AuditEvent, /) -> AuditEvent:
-        """Append to the tenant's log; returns the event with its sequence."""
+    async def get(self, tenant_id: UUID, /) -> Tenant | None:
+        """Return a record as this transaction sees it, changes of its own included.
+
+        Behind :meth:`audit_head` it holds what everybody has committed who wrote to that log
+        before.
+        """
+        ...
+
+    async def count(self) -> int:
+        """Return how many tenants there are that are not erased.
+
+        After :meth:`enqueue` in the same transaction the number holds until its end: whoever
+        creates a tenant has enqueued a change, and waits.
+        """
+        ...
+
+    async def reserve(self, digest: str, reservation: Reservation, /) -> None:
+        """Keep an identifier from others; replaces an earlier reservation.
+
+        Args:
+            digest: Of the identifier, as 64 hexadecimal digits.
+            reservation: By whom, and since when.
+        """
+        ...
+
+    async def reserved(self, digest: str, /) -> Reservation | None:
+        """Return the reservation of an identifier."""
+        ...
+
+    async def release(self, digest: str, /) -> None:
+        """Forget the reservation of an identifier. No error if there is none."""
+        ...
+
+    async def put_secret(self, tenant_id: UUID, name: str, value: bytes, /) -> None:
+        """Keep a secret, encrypted already; replaces the one that has this name."""
+        ...
+
+    async def delete_secret(self, tenant_id: UUID, name: str, /) -> None:
+        """Forget a secret. No error if it is absent."""
+        ...
+
+    async def delete_secrets(self, tenant_id: UUID, /) -> None:
+        """Forget all secrets of a tenant."""
+        ...
+
+    async def audit_head(self, tenant_id: UUID, /) -> AuditHead:
+        """Return the end of a tenant's log, which nobody else can move until this one ends.
+
+        Raises:
+            TenantNotFound: The tenant was never created.
+        """
+        ...
+
+    async def append_audit(self, event: AuditEvent, /) -> None:
+        """Append an event whose ``sequence`` is the head's plus one, and move the head.
+
+        Raises:
+            ValueError: The sequence is another.
+            TenantNotFound: The tenant was never created.
+        """
+        ...
+
+    async def redact_audit(self, tenant_id: UUID, /) -> None:
+        """Remove ``actor``, ``reason``, ``personal`` and ``salt`` from a tenant's whole log."""
+        ...
+
+    async def enqueue_delivery(self, event: AuditEvent, /) -> None:
+        """Note that an appended event has to reach the audit sinks after the commit."""
+        ...
+
+    async def delivered(self, tenant_id: UUID, sequence: int, /) -> None:
+        """Note that the sinks have an event. No error if that is known."""
+        ...
+
+    async def count_refusals(self, counts: Sequence[RefusalCount], /) -> None:
+        """Add to what is counted for the same tenant, code and minute."""
         ...
 
     async def journal(self, tenant_id: UUID, step: JournalStep, /) -> None:
@@ -412,6 +550,10 @@ class StoreTransaction(Protocol):
 
     async def journaled(self, tenant_id: UUID, operation: str, /) -> Sequence[str]:
         """Return the steps of an operation that are finished, oldest first."""
+        ...
+
+    async def close_journal(self, tenant_id: UUID, operation: str, /) -> None:
+        """Forget the steps of an operation, so that it can begin anew."""
         ...
 
     async def enqueue(self, tenant_id: UUID, /) -> int:
@@ -445,10 +587,38 @@ class TenantStore(Protocol):
         """Return a stored (encrypted) secret of a tenant."""
         ...
 
+    async def secret_names(self, tenant_id: UUID, /) -> Sequence[str]:
+        """Return the names of a tenant's secrets, sorted."""
+        ...
+
+    async def instance_key(self) -> bytes:
+        """Return 32 random bytes, made when the store was, the same for every process."""
+        ...
+
     async def audit(
         self, tenant_id: UUID, /, *, after: int = 0, limit: int = 100
     ) -> Sequence[AuditEvent]:
         """Return a tenant's log in order, from the event behind sequence ``after``."""
+        ...
+
+    async def audit_head(self, tenant_id: UUID, /) -> AuditHead:
+        """Return the end of a tenant's log, as it is committed."""
+        ...
+
+    async def undelivered(self, *, before: datetime, limit: int = 100) -> Sequence[AuditEvent]:
+        """Return events from before a time that no audit sink has confirmed, oldest first."""
+        ...
+
+    async def refusals(
+        self, tenant_id: UUID | None = None, /, *, since: datetime, limit: int = 1000
+    ) -> Sequence[RefusalCount]:
+        """Return what was refused since a time, newest minute first.
+
+        Args:
+            tenant_id: Whose requests; None for those without a resolved tenant.
+            since: Aware.
+            limit: Most rows.
+        """
         ...
 
     async def changes(self, *, after: int, limit: int = 1000) -> Sequence[Change]:
@@ -460,7 +630,13 @@ class TenantStore(Protocol):
         ...
 
     def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
-        """Open one transaction; it commits on leaving without an exception."""
+        """Open one transaction; it commits on leaving without an exception.
+
+        Raises:
+            BackendUnavailable: On leaving: nothing was committed.
+            CommitUnknown: On leaving: the answer to the COMMIT was lost, and reading back what
+                became of it failed too.
+        """
         ...
 
 
@@ -480,10 +656,18 @@ class Observer(Protocol):
 
 
 class AuditSink(Protocol):
-    """A secondary place for audit events. The store is the first; sinks are fed after commit."""
+    """A secondary place for audit events. The store is the first; sinks are fed after commit.
+
+    An event comes at least once: right after its commit, and again, perhaps from another process,
+    until every sink took it. So a sink is asked for the same event several times, and is told
+    events in another order than they happened. ``(tenant_id, sequence)`` says which event it is.
+    """
 
     async def write(self, event: AuditEvent, /) -> None:
-        """Keep the event. An exception is logged and never undoes what was done."""
+        """Keep the event, within five seconds; that it is there already is no error.
+
+        An exception is logged, never undoes what was done, and makes the event come again.
+        """
         ...
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "TenantContextLocked",
     "TenantExists",
     "TenantInactive",
+    "TenantLimitReached",
     "TenantMismatch",
     "TenantNotFound",
     "TenantNotIdentified",
@@ -128,11 +129,17 @@ class InvalidIdentifier(RequestRefused, ValueError):
 
 
 class InvalidCredentials(RequestRefused):
-    """The credentials that should prove the tenant are missing or do not hold."""
+    """The credentials that should prove the tenant are missing or do not hold.
+
+    Attributes:
+        presented: Whether there were any: without, a client is told to send some, and not that
+            something is wrong with them (RFC 6750, section 3.1).
+    """
 
     code = "token_invalid"
     status = 401
     title = "The request does not prove its tenant."
+    presented = True
 
 
 class TenantMismatch(RequestRefused):
@@ -255,6 +262,12 @@ class TenantExists(TenancyError):
     """The identifier belongs to another tenant already."""
 
     code = "tenant_exists"
+
+
+class TenantLimitReached(TenancyError):
+    """There are as many tenants as ``max_tenants`` allows; none was created."""
+
+    code = "tenant_limit_reached"
 
 
 class VersionConflict(TenancyError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -78,9 +79,11 @@ class BuildContext:
             application creates them itself.
         connections: The process's one ceiling on database connections.
         store: The tenant store; None while the store itself is being built.
+        clock: Seconds, never going back; for what this process caches and counts on its own.
     """
 
     config: TenancyConfig
     metadata: MetaData | None
     connections: ConnectionBudget
     store: TenantStore | None = None
+    clock: Callable[[], float] = monotonic

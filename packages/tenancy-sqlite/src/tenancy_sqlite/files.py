@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import sqlite3
 import stat
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tenancy_core.errors import IsolationError
-from tenancy_core.sql.sqlite import TransactionalConnection
+from tenancy_core.sql.sqlite import TransactionalConnection, make_file, make_folder
 
 __all__ = ["APPLICATION_ID", "TenantFiles"]
 
@@ -34,8 +32,12 @@ class TenantFiles:
         self._root = root
 
     def prepare(self) -> None:
-        """Make the folder, readable by this user only if it is new, and fix where it really is."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the folder, readable by this user only if it is new, and fix where it really is.
+
+        Raises:
+            ConfigurationError: It cannot be made.
+        """
+        make_folder(self._root, "TENANCY_SQLITE_ROOT", mode=0o700)
         self._root = self._root.resolve(strict=True)
 
     def path(self, name: str) -> Path:
@@ -64,8 +66,7 @@ class TenantFiles:
             IsolationError: Something else is in its place.
         """
         path = self.path(name)
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        make_file(path)
         self.check_inside(path)
 
     def is_there(self, name: str) -> bool:
@@ -113,7 +114,7 @@ class TenantFiles:
                     self.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
                     if complete:
                         self._require_complete(path.name)
-                    self.execute("PRAGMA journal_mode = WAL")
+                    self.write_ahead()
                     self.execute(f"PRAGMA synchronous = {synchronous}")
                     self.execute("PRAGMA foreign_keys = ON")
                 except BaseException:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from tenancy_core._directory.codec import decode, encode
 from tenancy_core._directory.flight import SingleFlight
 from tenancy_core.context import Binding
 from tenancy_core.errors import BackendUnavailable
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from uuid import UUID
 
+    from tenancy_core._directory.codec import TenantCodec
     from tenancy_core._directory.l1 import Entry, L1Cache
     from tenancy_core.contract import CacheBackend, TenantStore
     from tenancy_core.tenant import Tenant
@@ -34,10 +34,12 @@ class Directory:
         l1: The cache in this process.
         shared: The cache between processes, or None.
         shared_ttl: Seconds that the shared cache keeps a tenant.
+        codec: Writes and reads what the shared cache keeps.
         owner: The ``Tenancy`` that bindings name.
     """
 
     __slots__ = (
+        "_codec",
         "_epoch",
         "_flights",
         "_listeners",
@@ -55,12 +57,14 @@ class Directory:
         *,
         shared: CacheBackend | None,
         shared_ttl: float,
+        codec: TenantCodec,
         owner: Any,  # noqa: ANN401 - Tenancy is above
     ) -> None:
         self._store = store
         self.l1 = l1
         self._shared = shared
         self._shared_ttl = shared_ttl
+        self._codec = codec
         self._owner = owner
         self._flights: SingleFlight[Binding | None] = SingleFlight()
         self._epoch = 0
@@ -101,7 +105,7 @@ class Directory:
         # The key holds the generation in which the look-up began: a record that is overtaken by a
         # change of generation is written where nobody reads it.
         key = await self._shared_key(identifier)
-        tenant = None if key is None else await self._from_shared(key, identifier)
+        tenant = None if key is None else await self._from_shared(key)
         if tenant is None:
             tenant = await self._store.get_by_identifier(identifier)
             if tenant is None:
@@ -128,7 +132,7 @@ class Directory:
     # -- the shared cache: never fatal ---------------------------------------------------------
 
     async def _key(self, shared: CacheBackend, identifier: str) -> str:
-        return f"tenant:{await shared.generation()}:{identifier}"
+        return self._codec.key(await shared.generation(), identifier)
 
     async def _shared_key(self, identifier: str) -> str | None:
         """Return where the shared cache keeps a tenant; None if there is none that answers."""
@@ -140,19 +144,20 @@ class Directory:
             _log.warning("the shared cache failed, the store answers: %s", type(error).__name__)
             return None
 
-    async def _from_shared(self, key: str, identifier: str) -> Tenant | None:
+    async def _from_shared(self, key: str) -> Tenant | None:
         assert self._shared is not None  # noqa: S101 - there is a key
         try:
             data = await self._shared.get(key)
+            return None if data is None else self._codec.decode(key, data)
         except Exception as error:  # noqa: BLE001 - whatever a cache does, the store answers
             _log.warning("the shared cache failed, the store answers: %s", type(error).__name__)
             return None
-        return None if data is None else decode(data, identifier=identifier)
 
     async def _to_shared(self, key: str, tenant: Tenant) -> None:
         assert self._shared is not None  # noqa: S101 - there is a key
         try:
-            await self._shared.set(key, encode(tenant), ttl=self._shared_ttl)
+            data = self._codec.encode(key, tenant, ttl=self._shared_ttl)
+            await self._shared.set(key, data, ttl=self._shared_ttl)
         except Exception as error:  # noqa: BLE001 - whatever a cache does, the store answers
             _log.warning("the shared cache failed: %s", type(error).__name__)
 
@@ -204,11 +209,19 @@ class Directory:
         """
         self.forget_all()
         try:
-            if self._shared is not None:
-                await self._forget_shared(self._shared, ())
+            await self.forget_shared()
         finally:
             for listener in self._listeners:
                 await listener(None)
+
+    async def forget_shared(self) -> None:
+        """Make the shared cache forget everybody.
+
+        Raises:
+            BackendUnavailable: It could not be told.
+        """
+        if self._shared is not None:
+            await self._forget_shared(self._shared, ())
 
     def forget_all(self) -> None:
         """Drop everything that is cached in this process."""

@@ -27,18 +27,32 @@ class ChangeFollower:
         interval: The setting ``invalidation_poll_seconds``.
     """
 
-    __slots__ = ("_directory", "_failing", "_interval", "_seen", "_store")
+    __slots__ = ("_directory", "_failing", "_interval", "_seen", "_store", "_unsure")
 
     def __init__(self, store: TenantStore, directory: Directory, interval: float) -> None:
         self._store = store
         self._directory = directory
         self._interval = interval
         self._seen = 0
+        self._unsure = False
         self._failing = False
 
     async def start(self) -> None:
-        """Note where the sequence is. Call it before the first tenant is cached."""
+        """Note where the sequence is. Call it before the first tenant is cached.
+
+        The shared cache forgets everybody: a process that was killed between a commit and telling
+        it, and had nobody beside it who asks what changed, has left old records there.
+        """
         self._seen = await self._store.last_change()
+        self._unsure = True
+        try:
+            await self._forget_what_was_before()
+        except BackendUnavailable as error:
+            _log.warning("the shared cache is told by the next poll: %s", error)
+
+    async def _forget_what_was_before(self) -> None:
+        await self._directory.forget_shared()
+        self._unsure = False
 
     async def run(self) -> None:
         """Follow until cancelled; a store that is down is asked again."""
@@ -64,6 +78,8 @@ class ChangeFollower:
             BackendUnavailable: The store or the shared cache could not be asked. What is known to
                 have changed is forgotten here all the same, and told again by the next call.
         """
+        if self._unsure:
+            await self._forget_what_was_before()
         while changes := await self._store.changes(after=self._seen):
             if changes[0].sequence != self._seen + 1:
                 # The sequence was cut behind us: what was in the gap is unknown.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["BRINGS", "DATABASES", "LATER"]
+__all__ = ["BRINGS", "DATABASES", "EXTRAS"]
 
 BRINGS: Final[dict[tuple[str, str], str]] = {
     ("cache backend", "redis"): "tenancy-redis",
@@ -19,8 +19,8 @@ BRINGS: Final[dict[tuple[str, str], str]] = {
 }
 """Kind and name (with its dialect) → the distribution of the tenancy project that offers it."""
 
-LATER: Final = frozenset({("resolver", "jwt")})
-"""Kind and name of what is documented and not part of this version."""
+EXTRAS: Final[dict[tuple[str, str], str]] = {("resolver", "jwt"): "'tenancy-core[jwt]'"}
+"""Kind and name of what needs more than its distribution → what to install."""
 
 DATABASES: Final[dict[str, str]] = {
     "sqlite": "tenancy-sqlite",

@@ -14,6 +14,8 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import pluggy
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings
 
 from tenancy_core import hookspecs
 from tenancy_core._plugins.registry import (
@@ -29,7 +31,7 @@ from tenancy_core._plugins.registry import (
 )
 from tenancy_core.contract import Check, Command
 from tenancy_core.errors import DuplicateProviderError, PluginLoadError
-from tenancy_core.providers import Provider
+from tenancy_core.providers import Provider, Section
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -105,33 +107,50 @@ def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _load(entry: EntryPoint, owner: str, registry: Registry) -> None:
-    way_out = _way_out(owner)
+def _import(entry: EntryPoint, owner: str, way_out: str) -> ModuleType:
+    if entry.pattern.match(entry.value) is None:
+        raise PluginLoadError(
+            f"The plugin {owner} has the entry point {entry.value!r}, which names no module; its "
+            f"value is written like acme_tenancy._plugin. {way_out}"
+        )
     try:
-        module: Any = entry.load()
+        module: ModuleType = entry.load()
     except Exception as error:
         raise PluginLoadError(
             f"The plugin {owner} cannot be imported ({_in_a_line(error)}). {way_out}"
         ) from error
     api = getattr(module, "TENANCY_HOOK_API", hookspecs.HOOK_API)
     if api != hookspecs.HOOK_API:
+        if type(api) is int and api > hookspecs.HOOK_API:
+            way_out = (
+                "Upgrade tenancy-core, or block the plugin: "  # it is not the plugin that is old
+                f"TENANCY_PLUGINS_BLOCKED={owner}."
+            )
         raise PluginLoadError(
             f"The plugin {owner} was written for hook API {api!r}; this tenancy-core has "
             f"{hookspecs.HOOK_API}. {way_out}"
         )
-    if (flaw := _flaw(module)) is not None:
+    if (flaw := _flaw(module, entry)) is not None:
         raise PluginLoadError(f"The plugin {owner} {flaw}. {way_out}")
+    return module
+
+
+def _load(entry: EntryPoint, owner: str, registry: Registry) -> None:
+    way_out = _way_out(owner)
+    module = _import(entry, owner, way_out)
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     try:
         manager.register(module, name=owner)
     except pluggy.PluginValidationError as error:
         raise PluginLoadError(
-            f"The plugin {owner} implements a hook with another signature "
+            f"The plugin {owner} implements a hook in a way that pluggy refuses "
             f"({_in_a_line(error)}). {way_out}"
         ) from error
     for name, kind in _PROVIDERS.items():
         for provider in _call(manager, name, owner, Provider, way_out):
+            if (flaw := _flaw_of_section(provider.section)) is not None:
+                raise PluginLoadError(f"The {kind} {provider.name!r} of {owner} {flaw}. {way_out}")
             registry.add(kind, provider, owner)
     for check in _call(manager, "tenancy_checks", owner, Check, way_out):
         _refuse_taken(check.name, owner, registry.checks, "check")
@@ -141,8 +160,9 @@ def _load(entry: EntryPoint, owner: str, registry: Registry) -> None:
         registry.commands.append((command, owner))
 
 
-def _flaw(module: ModuleType) -> str | None:
+def _flaw(module: ModuleType, entry: EntryPoint) -> str | None:
     """Say which hook of a module would be called wrongly or, worse, never."""
+    hooks = 0
     for name in dir(module):
         function: Any = getattr(module, name, None)
         marked: object = getattr(function, f"{hookspecs.PROJECT}_impl", None)
@@ -162,6 +182,37 @@ def _flaw(module: ModuleType) -> str | None:
             )
         if inspect.iscoroutinefunction(function):
             return f"implements {name} as async def; hooks are called at start-up, without a loop"
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
+        ]
+        if needed and hook in _HOOKS:
+            return f"implements {name}({', '.join(needed)}), and a hook takes no arguments"
+        hooks += 1
+    if not hooks:
+        return (
+            f"implements no hook: nothing in {entry.value}, which its entry point names, is marked "
+            "with @hookimpl"
+        )
+    return None
+
+
+def _flaw_of_section(section: Section[Any] | None) -> str | None:
+    """Say what keeps a section from being read."""
+    if section is None:
+        return None
+    if not isinstance(section, Section):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return "has a section that is no tenancy_core.providers.Section(name, model)"
+    model: Any = section.model
+    if not isinstance(model, type) or not issubclass(model, BaseModel):
+        return f"describes its section {section.name!r} by something that is no pydantic model"
+    if issubclass(model, BaseSettings):
+        return (
+            f"describes its section {section.name!r} by a BaseSettings, which would read variables "
+            "of its own accord; a section is a pydantic BaseModel"
+        )
     return None
 
 

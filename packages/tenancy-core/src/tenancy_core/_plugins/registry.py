@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from tenancy_core._plugins.catalogue import BRINGS, DATABASES, LATER
+from tenancy_core._plugins.catalogue import BRINGS, DATABASES
 from tenancy_core.config import is_reserved, secret_settings
 from tenancy_core.errors import (
     DuplicateProviderError,
@@ -142,11 +142,6 @@ class Registry:
         if found is not None:
             return found
         names = self.names(kind)
-        if (kind, name) in LATER:
-            raise UnknownProviderError(
-                f"{setting} asks for the {kind} {name!r}, which is not part of this version. "
-                f"There is {_listed(names)}."
-            )
         brings = BRINGS.get((kind, name))
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
         raise UnknownProviderError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 import anyio
 
-from tenancy_core.contract import Change, TenantPage
+from tenancy_core.contract import AuditHead, Change, RefusalCount, TenantPage
 from tenancy_core.errors import (
     IdentifierCollision,
     TenantExists,
@@ -18,10 +19,11 @@ from tenancy_core.tenant import Tenant, TenantStatus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
     from types import TracebackType
     from uuid import UUID
 
-    from tenancy_core.contract import AuditEvent, JournalStep
+    from tenancy_core.contract import AuditEvent, JournalStep, Reservation
 
 __all__ = ["MemoryTenantStore"]
 
@@ -32,13 +34,26 @@ _CHANGES_KEPT: Final = 10_000
 class _State:
     """Everything the store holds; copied when a transaction begins, swapped in at its commit."""
 
-    __slots__ = ("audit", "changes", "journal", "secrets", "sequence", "tenants")
+    __slots__ = (
+        "audit",
+        "changes",
+        "journal",
+        "outbox",
+        "refusals",
+        "reservations",
+        "secrets",
+        "sequence",
+        "tenants",
+    )
 
     def __init__(self) -> None:
         self.tenants: dict[UUID, Tenant] = {}
         self.audit: dict[UUID, tuple[AuditEvent, ...]] = {}
         self.journal: dict[tuple[UUID, str], tuple[str, ...]] = {}
         self.secrets: dict[tuple[UUID, str], bytes] = {}
+        self.reservations: dict[str, Reservation] = {}
+        self.outbox: dict[tuple[UUID, int], AuditEvent] = {}
+        self.refusals: dict[tuple[UUID | None, datetime, str], int] = {}
         self.changes: tuple[Change, ...] = ()
         self.sequence = 0
 
@@ -48,6 +63,9 @@ class _State:
         copied.audit = dict(self.audit)
         copied.journal = dict(self.journal)
         copied.secrets = dict(self.secrets)
+        copied.reservations = dict(self.reservations)
+        copied.outbox = dict(self.outbox)
+        copied.refusals = dict(self.refusals)
         copied.changes = self.changes
         copied.sequence = self.sequence
         return copied
@@ -75,6 +93,7 @@ class MemoryTenantStore:
     def __init__(self) -> None:
         self._state = _State()
         self._writing = anyio.Lock()
+        self._key = secrets.token_bytes(32)
 
     async def get_by_identifier(self, identifier: str, /) -> Tenant | None:
         """See the contract."""
@@ -111,11 +130,41 @@ class MemoryTenantStore:
         """See the contract."""
         return self._state.secrets.get((tenant_id, name))
 
+    async def secret_names(self, tenant_id: UUID, /) -> Sequence[str]:
+        """See the contract."""
+        return sorted(name for owner, name in self._state.secrets if owner == tenant_id)
+
+    async def instance_key(self) -> bytes:
+        """See the contract."""
+        return self._key
+
     async def audit(
         self, tenant_id: UUID, /, *, after: int = 0, limit: int = 100
     ) -> Sequence[AuditEvent]:
         """See the contract."""
         return self._state.audit.get(tenant_id, ())[after : after + limit]
+
+    async def audit_head(self, tenant_id: UUID, /) -> AuditHead:
+        """See the contract."""
+        return _head(self._state.audit.get(tenant_id, ()))
+
+    async def undelivered(self, *, before: datetime, limit: int = 100) -> Sequence[AuditEvent]:
+        """See the contract."""
+        waiting = [event for event in self._state.outbox.values() if event.occurred_at < before]
+        waiting.sort(key=lambda event: (event.occurred_at, event.tenant_id, event.sequence))
+        return waiting[:limit]
+
+    async def refusals(
+        self, tenant_id: UUID | None = None, /, *, since: datetime, limit: int = 1000
+    ) -> Sequence[RefusalCount]:
+        """See the contract."""
+        found = [
+            RefusalCount(tenant_id, code, minute, count)
+            for (owner, minute, code), count in self._state.refusals.items()
+            if owner == tenant_id and minute >= since
+        ]
+        found.sort(key=lambda one: (-one.minute.timestamp(), one.code))
+        return found[:limit]
 
     async def changes(self, *, after: int, limit: int = 1000) -> Sequence[Change]:
         """See the contract."""
@@ -189,17 +238,84 @@ class _Transaction:
     async def delete(self, tenant_id: UUID, /) -> None:
         """See the contract."""
         self._state.tenants.pop(tenant_id, None)
-        for key in [key for key in self._state.secrets if key[0] == tenant_id]:
-            del self._state.secrets[key]
+        for kept in (self._state.secrets, self._state.journal):
+            for key in [key for key in kept if key[0] == tenant_id]:
+                del kept[key]
 
-    async def append_audit(self, event: AuditEvent, /) -> AuditEvent:
+    async def get(self, tenant_id: UUID, /) -> Tenant | None:
         """See the contract."""
-        if event.tenant_id not in self._state.tenants:
+        return self._state.tenants.get(tenant_id)
+
+    async def count(self) -> int:
+        """See the contract."""
+        tenants = self._state.tenants.values()
+        return sum(tenant.status is not TenantStatus.ERASED for tenant in tenants)
+
+    async def reserve(self, digest: str, reservation: Reservation, /) -> None:
+        """See the contract."""
+        self._state.reservations[digest] = reservation
+
+    async def reserved(self, digest: str, /) -> Reservation | None:
+        """See the contract."""
+        return self._state.reservations.get(digest)
+
+    async def release(self, digest: str, /) -> None:
+        """See the contract."""
+        self._state.reservations.pop(digest, None)
+
+    async def put_secret(self, tenant_id: UUID, name: str, value: bytes, /) -> None:
+        """See the contract."""
+        self._state.secrets[tenant_id, name] = value
+
+    async def delete_secret(self, tenant_id: UUID, name: str, /) -> None:
+        """See the contract."""
+        self._state.secrets.pop((tenant_id, name), None)
+
+    async def delete_secrets(self, tenant_id: UUID, /) -> None:
+        """See the contract."""
+        state = self._state
+        state.secrets = {key: one for key, one in state.secrets.items() if key[0] != tenant_id}
+
+    async def audit_head(self, tenant_id: UUID, /) -> AuditHead:
+        """See the contract."""
+        log = self._state.audit.get(tenant_id, ())
+        if not log and tenant_id not in self._state.tenants:
             raise TenantNotFound("There is no tenant to write an audit event for.")
+        return _head(log)
+
+    async def append_audit(self, event: AuditEvent, /) -> None:
+        """See the contract."""
+        head = await self.audit_head(event.tenant_id)
+        if event.sequence != head.sequence + 1:
+            raise ValueError(
+                f"The next event of this log has sequence {head.sequence + 1}, "
+                f"not {event.sequence}."
+            )
         log = self._state.audit.get(event.tenant_id, ())
-        stored = replace(event, sequence=len(log) + 1)
-        self._state.audit[event.tenant_id] = (*log, stored)
-        return stored
+        self._state.audit[event.tenant_id] = (*log, event)
+
+    async def redact_audit(self, tenant_id: UUID, /) -> None:
+        """See the contract."""
+        state = self._state
+        state.audit[tenant_id] = tuple(map(_redacted, state.audit.get(tenant_id, ())))
+        for key, event in state.outbox.items():
+            if key[0] == tenant_id:
+                state.outbox[key] = _redacted(event)
+
+    async def enqueue_delivery(self, event: AuditEvent, /) -> None:
+        """See the contract."""
+        self._state.outbox[event.tenant_id, event.sequence] = event
+
+    async def delivered(self, tenant_id: UUID, sequence: int, /) -> None:
+        """See the contract."""
+        self._state.outbox.pop((tenant_id, sequence), None)
+
+    async def count_refusals(self, counts: Sequence[RefusalCount], /) -> None:
+        """See the contract."""
+        kept = self._state.refusals
+        for one in counts:
+            key = (one.tenant_id, one.minute, one.code)
+            kept[key] = kept.get(key, 0) + one.count
 
     async def journal(self, tenant_id: UUID, step: JournalStep, /) -> None:
         """See the contract."""
@@ -212,6 +328,10 @@ class _Transaction:
         """See the contract."""
         return self._state.journal.get((tenant_id, operation), ())
 
+    async def close_journal(self, tenant_id: UUID, operation: str, /) -> None:
+        """See the contract."""
+        self._state.journal.pop((tenant_id, operation), None)
+
     async def enqueue(self, tenant_id: UUID, /) -> int:
         """See the contract."""
         state = self._state
@@ -223,3 +343,11 @@ class _Transaction:
 def _stored(tenant: Tenant) -> Tenant:
     """Return the record as it is kept: an erased tenant gives its identifier back."""
     return replace(tenant, identifier="") if tenant.status is TenantStatus.ERASED else tenant
+
+
+def _head(log: Sequence[AuditEvent]) -> AuditHead:
+    return AuditHead(log[-1].sequence, log[-1].seal) if log else AuditHead()
+
+
+def _redacted(event: AuditEvent) -> AuditEvent:
+    return replace(event, actor=None, reason=None, personal={}, salt=None)

@@ -67,6 +67,9 @@ class Admission:
         self._missing: type[RequestRefused] = getattr(
             parts.resolver, "missing", TenantNotIdentified
         )
+        if config.require_verified_tenant and self._missing is TenantNotIdentified:
+            # To name a tenant would not be enough.
+            self._missing = InvalidCredentials
         self._directory = parts.directory
         self._membership = tenancy.membership
         self._limiter = parts.limiter
@@ -101,9 +104,7 @@ class Admission:
             except TenantNotFound:
                 # Whatever the reason: were only unknown tenants limited, the limit would tell
                 # them from those that exist and are not served.
-                address = self._address(connection)
-                self._misses.check(address)
-                self._misses.count(address)
+                self._count_miss(connection)
                 raise
             if self._limiter is not None:
                 await self._limit(tenant)
@@ -141,19 +142,26 @@ class Admission:
             ) from error
 
     async def _claim(self, connection: Connection) -> TenantClaim:
-        claim = await self._resolver.resolve(connection)
-        if claim is None:
-            raise self._missing
-        if self._require_verified and not claim.verified:
-            raise InvalidCredentials
-        return claim
+        try:
+            claim = await self._resolver.resolve(connection)
+        except InvalidCredentials as error:
+            if error.presented:
+                self._count_miss(connection)
+            raise
+        if claim is not None and (claim.verified or not self._require_verified):
+            return claim
+        refusal = self._missing() if claim is None else InvalidCredentials()
+        if isinstance(refusal, InvalidCredentials):
+            refusal.presented = False
+        raise refusal
 
     async def _look_up(self, connection: Connection, claim: TenantClaim) -> Binding:
         directory = self._directory
         entry = directory.l1.get(claim.identifier)
         if entry is not None:
             return entry.binding
-        if not directory.l1.is_nobody(claim.identifier):
+        # What is proven is no guess, and an address may be that of a proxy.
+        if not claim.verified and not directory.l1.is_nobody(claim.identifier):
             self._misses.check(self._address(connection))
         try:
             bound = await directory.find(claim.identifier)
@@ -166,6 +174,16 @@ class Admission:
         if bound is None:
             raise TenantNotFound
         return bound
+
+    def _count_miss(self, connection: Connection) -> None:
+        """Count a guess: a tenant that is not served, or credentials that do not hold.
+
+        Raises:
+            RateLimitExceeded: Its address has made too many.
+        """
+        address = self._address(connection)
+        self._misses.check(address)
+        self._misses.count(address)
 
     def _address(self, connection: Connection) -> str | None:
         """Return whom a miss is counted for: the peer, or whom a trusted proxy speaks for."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tenancy_core.errors import (
     BackendUnavailable,
+    InvalidCredentials,
     InvalidTransition,
     IsolationError,
     RateLimitExceeded,
@@ -17,6 +18,7 @@ from tenancy_core.errors import (
     ResolverError,
     TenancyError,
     TenantExists,
+    TenantLimitReached,
     VersionConflict,
 )
 
@@ -27,13 +29,15 @@ __all__ = ["ANSWERED", "Refusal", "answer", "close_code", "render", "send_refusa
 
 _log = logging.getLogger("tenancy")
 
-_CONFLICTS: Final[dict[type[TenantExists | VersionConflict | InvalidTransition], str]] = {
-    TenantExists: "There is already such a tenant.",
-    VersionConflict: "The tenant was changed meanwhile.",
-    InvalidTransition: "The tenant's status does not allow that.",
+_CONTROL: Final[dict[type[TenancyError], tuple[int, str]]] = {
+    TenantExists: (409, "There is already such a tenant."),
+    VersionConflict: (409, "The tenant was changed meanwhile."),
+    InvalidTransition: (409, "The tenant's status does not allow that."),
+    TenantLimitReached: (403, "There cannot be more tenants."),
 }
+"""What the control plane raises, where an application offers it over HTTP."""
 
-ANSWERED: Final = (RequestRefused, BackendUnavailable, ResolverError, IsolationError, *_CONFLICTS)
+ANSWERED: Final = (RequestRefused, BackendUnavailable, ResolverError, IsolationError, *_CONTROL)
 """What an integration answers with :func:`answer` when an application's own code raises it. The
 rest (no current tenant, a wrong configuration) is a mistake in the code: the framework's 500."""
 
@@ -69,15 +73,17 @@ def render(error: TenancyError) -> Refusal:
     ]
     if isinstance(error, RequestRefused):
         status, title, retry_after = error.status, error.title, error.retry_after
-    elif conflicts := [text for kind, text in _CONFLICTS.items() if isinstance(error, kind)]:
-        status, title, retry_after = 409, conflicts[0], None
+    elif known := [row for kind, row in _CONTROL.items() if isinstance(error, kind)]:
+        (status, title), retry_after = known[0], None
     else:
         status, title, retry_after = 503, "The service cannot answer right now.", None
     if status in (429, 503):
         seconds = max(1, math.ceil(_RETRY_AFTER if retry_after is None else retry_after))
         headers.append((b"retry-after", str(seconds).encode()))
     if status == 401:  # noqa: PLR2004 - HTTP
-        headers.append((b"www-authenticate", b'Bearer error="invalid_token"'))
+        presented = not isinstance(error, InvalidCredentials) or error.presented
+        challenge = b'Bearer error="invalid_token"' if presented else b"Bearer"
+        headers.append((b"www-authenticate", challenge))
     if isinstance(error, RateLimitExceeded) and error.limit is not None:
         window = math.ceil(error.window or 0)
         reset = math.ceil(retry_after or 0)
@@ -94,7 +100,7 @@ def render(error: TenancyError) -> Refusal:
     return Refusal(status, tuple(headers), json.dumps(body, separators=(",", ":")).encode())
 
 
-_NAMED: Final = (RequestRefused, BackendUnavailable, ResolverError, *_CONFLICTS)
+_NAMED: Final = (RequestRefused, BackendUnavailable, ResolverError, *_CONTROL)
 
 
 def answer(error: TenancyError, render: Callable[[TenancyError], Refusal] = render) -> Refusal:

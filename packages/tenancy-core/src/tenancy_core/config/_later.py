@@ -10,22 +10,10 @@ from typing import Final
 
 __all__ = ["LATER", "LATER_IN_PLANS"]
 
-_JWT: Final = "the jwt resolver"
 _HYBRID: Final = "hybrid isolation"
-_ENCRYPTION: Final = "encryption of tenants' secrets"
 
 LATER: Final[dict[str, str]] = {
     "database_url_template": "a database server per tenant",
-    "jwt_secret": _JWT,
-    "jwt_algorithms": _JWT,
-    "jwt_tenant_claim": _JWT,
-    "jwt_audience": _JWT,
-    "jwt_issuer": _JWT,
-    "jwt_jwks_url": _JWT,
-    "jwt_issuers": _JWT,
-    "jwt_types": _JWT,
-    "jwt_max_lifetime": _JWT,
-    "jwt_leeway": _JWT,
     "schema_prefix": "schema isolation",
     "rls_setting": "row-level security",
     "standard_isolation_strategy": _HYBRID,
@@ -33,12 +21,6 @@ LATER: Final[dict[str, str]] = {
     "premium_plans": _HYBRID,
     "premium_tenants": _HYBRID,
     "redis_url": "the Redis cache, limiter and invalidation bus",
-    "enable_encryption": _ENCRYPTION,
-    "encryption_keys": _ENCRYPTION,
-    "signing_keys": "signing of cached tenants, jobs and row policies",
-    "enable_soft_delete": "archiving of tenants",
-    "archive_retention_days": "archiving of tenants",
-    "max_tenants": "a limit on the number of tenants",
     "enable_metrics": "metrics",
     "enable_query_logging": "query logging",
     "slow_query_threshold_ms": "query logging",

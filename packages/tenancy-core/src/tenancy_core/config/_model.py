@@ -30,12 +30,21 @@ from pydantic import (
     SecretBytes,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tenancy_core.config._environment import PREFIX, Environment, near_miss
+from tenancy_core.config._jwt import JwtIssuer, check_jwt, parse_issuers
+from tenancy_core.config._keys import (
+    INSTANCE_KEY,
+    check_apart,
+    check_encryption,
+    check_filled,
+    check_keys,
+)
 from tenancy_core.config._later import LATER, LATER_IN_PLANS
 from tenancy_core.config._urls import dialect_of, is_in_memory, require_async_url
 from tenancy_core.contract import RateLimit
@@ -207,12 +216,16 @@ class TenancyConfig(BaseSettings):
     jwt_audience: Names = Field(default=(), description="Audiences that tokens must name.")
     jwt_issuer: str | None = Field(default=None, description="Issuer that tokens must name.")
     jwt_jwks_url: str | None = Field(default=None, description="Where the issuer's keys are.")
-    jwt_issuers: Annotated[tuple[dict[str, Any], ...], NoDecode, BeforeValidator(_object)] = Field(
-        default=(), description="Several issuers, each with its keys and audience."
+    jwt_issuers: Annotated[tuple[JwtIssuer, ...], NoDecode, BeforeValidator(parse_issuers)] = Field(
+        default=(), description="JSON: several issuers, each with its keys and audience."
     )
     jwt_types: Names = Field(default=(), description="Values of `typ` that tokens may have.")
-    jwt_max_lifetime: float | None = Field(default=None, description="Longest life of a token.")
-    jwt_leeway: float = Field(default=30, description="Seconds that clocks may differ.")
+    jwt_max_lifetime: float | None = Field(
+        default=None, gt=0, description="Longest life of a token, in seconds from `iat` to `exp`."
+    )
+    jwt_leeway: float = Field(
+        default=30, ge=0, le=300, description="Seconds that clocks may differ, either way."
+    )
 
     # -- isolation
     schema_prefix: str = Field(default="tenant_", description="Start of derived schema names.")
@@ -279,21 +292,29 @@ class TenancyConfig(BaseSettings):
     enable_audit_logging: bool = Field(
         default=True, description="Write every change of a tenant into the audit log."
     )
-    enable_encryption: bool = Field(default=False, description="Encrypt tenants' secrets.")
+    enable_encryption: bool = Field(
+        default=False, description="Encrypt tenants' secrets and sensitive metadata."
+    )
     encryption_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_listed)] = Field(
         default=(), description="The first encrypts, all decrypt."
     )
     signing_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_listed)] = Field(
-        default=(), description="The first signs, all verify."
+        default=(),
+        description="The first signs, all verify. Default: a key that the tenant store made.",
     )
 
     # -- lifecycle
-    enable_soft_delete: bool = Field(default=True, description="Archive before erasing.")
+    enable_soft_delete: bool = Field(
+        default=True, description="Only an archived tenant can be erased."
+    )
     archive_retention_days: int | None = Field(
-        default=None, description="Days from archiving to erasing."
+        default=None,
+        ge=0,
+        le=36_500,
+        description="Days that an archived tenant is kept; then `erase_expired` erases it.",
     )
     max_tenants: int | None = Field(
-        default=None, ge=1, description="Most tenants that can be created."
+        default=None, ge=1, description="Most tenants that there can be, erased ones aside."
     )
 
     # -- observability
@@ -494,6 +515,14 @@ class TenancyConfig(BaseSettings):
             raise ValueError("is the root; name a segment: /tenants")
         return value
 
+    @field_validator("encryption_keys", "signing_keys")
+    @classmethod
+    def _check_keys(
+        cls, value: tuple[SecretStr, ...], info: ValidationInfo
+    ) -> tuple[SecretStr, ...]:
+        check_keys(value, words=(INSTANCE_KEY,) if info.field_name == "signing_keys" else ())
+        return value
+
     @field_validator("log_level")
     @classmethod
     def _check_level(cls, value: str | None) -> str | None:
@@ -507,6 +536,7 @@ class TenancyConfig(BaseSettings):
             raise ValueError(
                 "TENANCY_DOMAIN_SUFFIX is missing: the subdomain resolver needs the base domain"
             )
+        check_jwt(self)
         try:
             for plan in (None, *self.plans):
                 self.plan_limit(plan)
@@ -514,6 +544,15 @@ class TenancyConfig(BaseSettings):
             raise ValueError(
                 f"TENANCY_RATE_LIMIT_BURST, or a plan's burst, does not fit its limit: {error}"
             ) from None
+        keys = {
+            f"{PREFIX}ENCRYPTION_KEYS": self.encryption_keys,
+            f"{PREFIX}SIGNING_KEYS": self.signing_keys,
+        }
+        check_filled(keys, {PREFIX + name.upper() for name in self.model_fields_set})
+        check_encryption(enabled=self.enable_encryption, keys=self.encryption_keys)
+        tokens = [issuer.secret for issuer in self.jwt_issuers if issuer.secret is not None]
+        secret = () if self.jwt_secret is None else (self.jwt_secret,)
+        check_apart(keys | {f"{PREFIX}JWT_SECRET": secret, f"{PREFIX}JWT_ISSUERS": tokens})
         return self
 
     def _what_comes_later(self) -> str:
@@ -537,6 +576,12 @@ class TenancyConfig(BaseSettings):
         return (self.control_database_url or self.database_url).get_secret_value()
 
     @property
+    def control_setting(self) -> str:
+        """The variable that names the tenant store's database."""
+        given = "DATABASE" if self.control_database_url is None else "CONTROL_DATABASE"
+        return f"TENANCY_{given}_URL"
+
+    @property
     def control_dialect(self) -> str:
         """SQLAlchemy dialect of the tenant store's database."""
         return dialect_of(self.control_url)
@@ -554,6 +599,21 @@ class TenancyConfig(BaseSettings):
         if self.max_database_connections is not None:
             return self.max_database_connections
         return max(2, self.database_pool_size + self.database_max_overflow)
+
+    @property
+    def token_issuers(self) -> tuple[JwtIssuer, ...]:
+        """The issuers of tokens: those of the list, or the one of the flat settings."""
+        if self.jwt_issuers:
+            return self.jwt_issuers
+        return (
+            JwtIssuer(
+                issuer=self.jwt_issuer or "",
+                audience=self.jwt_audience,
+                algorithms=self.jwt_algorithms,
+                secret=self.jwt_secret,
+                jwks_url=self.jwt_jwks_url,
+            ),
+        )
 
     def rate_limit(self, tenant: Tenant) -> RateLimit:
         """Return the limit of a tenant: its own, else its plan's, else the flat settings'."""
@@ -662,6 +722,8 @@ def secret_settings(model: type[BaseModel]) -> frozenset[str]:
 
 def _holds_secret(annotation: object) -> bool:
     kind = get_origin(annotation) or annotation
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return bool(secret_settings(kind))
     return (isinstance(kind, type) and issubclass(kind, (SecretStr, SecretBytes, Secret))) or any(
         map(_holds_secret, get_args(annotation))
     )
@@ -673,9 +735,13 @@ def _explain(error: ValidationError, model: type[BaseModel], *, prefix: str = PR
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         location = [str(part) for part in problem["loc"]]
         name = location[0] if location else ""
+        if name == "jwt_issuers" and len(location) > 1:
+            location[1] = f"entry {int(location[1]) + 1}"
         message = problem["msg"].removeprefix("Value error, ")
         variable = prefix + name.upper()
-        if problem["type"] == "missing":
+        if problem["type"] == "missing" and len(location) > 1:
+            lines.append(f"{', '.join([variable, *location[1:-1]])} needs {location[-1]!r}.")
+        elif problem["type"] == "missing":
             example = " (for instance sqlite+aiosqlite:///./data/control.db)"
             lines.append(
                 f"{variable} is missing. Set the variable"
@@ -688,7 +754,8 @@ def _explain(error: ValidationError, model: type[BaseModel], *, prefix: str = PR
                 f"There is no setting {name!r}." + (f" Did you mean {meant!r}?" if meant else "")
             )
         elif problem["type"] == "extra_forbidden":
-            meant = near_miss(location[-1], Plan.model_fields) if name == "plans" else None
+            inner_model = _INNER.get(name)
+            meant = near_miss(location[-1], inner_model.model_fields) if inner_model else None
             lines.append(
                 f"{', '.join([variable, *location[1:-1]])} has no setting {location[-1]!r}."
                 + (f" Did you mean {meant!r}?" if meant else "")
@@ -704,6 +771,7 @@ def _explain(error: ValidationError, model: type[BaseModel], *, prefix: str = PR
     return "\n".join(dict.fromkeys(lines))
 
 
+_INNER: Final[dict[str, type[BaseModel]]] = {"plans": Plan, "jwt_issuers": JwtIssuer}
 _LABEL: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 _FORBIDDEN_HEADERS: Final = frozenset(
     {"host", "authorization", "cookie", "forwarded", "x-forwarded-host", "x-forwarded-for"}

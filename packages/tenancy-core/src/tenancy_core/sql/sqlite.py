@@ -10,13 +10,16 @@ option ``tenancy_read_only``, where any write is refused.
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio.to_thread
 from sqlalchemy import URL, event
 
-from tenancy_core.errors import BackendUnavailable
+from tenancy_core.errors import BackendUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,11 +32,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "READ_ONLY",
+    "StoreConnection",
     "TransactionalConnection",
     "begin_transactions",
-    "configure_connections",
     "connect_args",
+    "empty_wal",
     "file_url",
+    "make_file",
+    "make_folder",
     "report_unavailable",
 ]
 
@@ -41,6 +47,10 @@ READ_ONLY: Final = "tenancy_read_only"
 """Execution option: the transaction only reads."""
 
 _QUERY_ONLY: Final = "tenancy_query_only"
+
+_CHECKPOINT_MILLISECONDS: Final = 1_000
+
+_AGAIN_SECONDS: Final = 0.005
 
 _UNAVAILABLE: Final = frozenset(
     {
@@ -59,6 +69,38 @@ def file_url(path: Path) -> URL:
     return URL.create("sqlite+aiosqlite", database=str(path))
 
 
+def make_folder(folder: Path, setting: str, *, mode: int = 0o777) -> None:
+    """Make a folder for databases, if there is none, and those above it. Call it in a thread.
+
+    Args:
+        folder: The folder.
+        setting: The variable that names it, for the message.
+        mode: Of a folder that is new; the umask is taken off.
+
+    Raises:
+        ConfigurationError: It cannot be made.
+    """
+    try:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The folder that {setting} names cannot be made ({type(error).__name__}). Make it and "
+            "let this user write to it, or name another."
+        ) from error
+
+
+def make_file(path: Path) -> None:
+    """Make an empty database that only this user can read, if there is none. Call it in a thread.
+
+    SQLite would let the umask decide. What it keeps beside a database has the database's mode.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
 def connect_args(busy_timeout: float) -> dict[str, Any]:
     """Return arguments for ``sqlite3.connect``.
 
@@ -71,7 +113,7 @@ def connect_args(busy_timeout: float) -> dict[str, Any]:
         "isolation_level": None,
         "timeout": busy_timeout,
         "uri": False,
-        "factory": TransactionalConnection,
+        "factory": StoreConnection,
         "async_creator_fn": _connect,
     }
 
@@ -84,6 +126,33 @@ class TransactionalConnection(sqlite3.Connection):
     traceback of the exception that ended its loop.
     """
 
+    def __init__(self, database: str, timeout: float = 5.0, *args: Any, **options: Any) -> None:
+        super().__init__(database, timeout, *args, **options)
+        self._patience = timeout
+
+    def write_ahead(self) -> None:
+        """Use a write-ahead log: readers do not wait for the writer, nor the writer for them.
+
+        SQLite does not wait where two connections change a file to it at once, as processes do
+        that start together: one of them gets ``SQLITE_BUSY`` whatever the time-out, so that
+        neither waits for the other for ever. Trying again is safe.
+
+        Raises:
+            sqlite3.OperationalError: The file is locked for longer than the connection's time-out.
+        """
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                self.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                return
+            time.sleep(_AGAIN_SECONDS)
+
     def close(self) -> None:
         """Roll back and close."""
         try:
@@ -93,6 +162,23 @@ class TransactionalConnection(sqlite3.Connection):
             pass  # it is closed already
         finally:
             super().close()
+
+
+class StoreConnection(TransactionalConnection):
+    """Is set up for the tenant store. It is made in the driver's thread, and may wait there."""
+
+    def __init__(self, database: str, *args: Any, **options: Any) -> None:
+        super().__init__(database, *args, **options)
+        try:
+            self.write_ahead()
+            self.execute("PRAGMA synchronous = FULL")
+            self.execute("PRAGMA foreign_keys = ON")
+            # What is deleted is overwritten with zeros. Some builds of SQLite leave it readable in
+            # free pages otherwise (https://www.sqlite.org/pragma.html#pragma_secure_delete).
+            self.execute("PRAGMA secure_delete = ON")
+        except BaseException:
+            self.close()
+            raise
 
 
 async def _connect(*args: Any, **options: Any) -> aiosqlite.Connection:
@@ -112,19 +198,35 @@ async def _connect(*args: Any, **options: Any) -> aiosqlite.Connection:
         raise
 
 
-def configure_connections(engine: AsyncEngine) -> None:
-    """Set up every new connection of an engine: WAL, flushed commits, checked foreign keys."""
+async def empty_wal(engine: AsyncEngine) -> bool:
+    """Bring everything from the write-ahead log into the file, and cut the log to nothing.
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def _configure(dbapi_connection: Any, _record: object) -> None:  # noqa: ANN401 - DBAPI
-        cursor = dbapi_connection.cursor()
+    What was overwritten or deleted in the file stays readable in the log's old frames until then.
+
+    Returns:
+        False if a reader or a writer kept it from being done within a second; nothing is lost, and
+        the log is removed when the last connection to the file is closed.
+    """
+    async with engine.connect() as connection:
+        return await connection.run_sync(_empty_wal)
+
+
+def _empty_wal(connection: Connection) -> bool:
+    # Below SQLAlchemy's transactions: inside of one there is no checkpoint.
+    cursor: Any = connection.connection.cursor()
+    try:
+        cursor.execute("PRAGMA busy_timeout")
+        patience: int = cursor.fetchone()[0]
+        # Writers wait behind a checkpoint that waits for a reader.
+        cursor.execute(f"PRAGMA busy_timeout = {min(patience, _CHECKPOINT_MILLISECONDS)}")
         try:
-            # WAL: readers do not wait for the writer, nor the writer for them.
-            cursor.execute("PRAGMA journal_mode = WAL")
-            cursor.execute("PRAGMA synchronous = FULL")
-            cursor.execute("PRAGMA foreign_keys = ON")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            busy = bool(cursor.fetchone()[0])
         finally:
-            cursor.close()
+            cursor.execute(f"PRAGMA busy_timeout = {patience}")
+    finally:
+        cursor.close()
+    return not busy
 
 
 def report_unavailable(engine: AsyncEngine) -> None:

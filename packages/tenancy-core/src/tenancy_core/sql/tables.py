@@ -24,7 +24,24 @@ from sqlalchemy.types import JSON, TypeDecorator
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
-__all__ = ["METADATA", "audit_log", "changes", "counters", "journal", "secrets", "tenants"]
+__all__ = [
+    "METADATA",
+    "SCHEMA",
+    "audit_heads",
+    "audit_log",
+    "changes",
+    "counters",
+    "journal",
+    "keys",
+    "outbox",
+    "refusals",
+    "reservations",
+    "secrets",
+    "tenants",
+]
+
+SCHEMA: Final = 2
+"""Number of this layout. It is kept beside the tables, so that another one is noticed."""
 
 
 class _UtcDateTime(TypeDecorator[Any]):
@@ -78,8 +95,6 @@ tenants: Final = Table(
     Column("version", Integer, nullable=False),
     Column("created_at", _UtcDateTime, nullable=False),
     Column("updated_at", _UtcDateTime, nullable=False),
-    # Head of the tenant's own audit log: locking this row keeps the sequence free of gaps.
-    Column("audit_sequence", BigInteger, nullable=False, default=0),
     Index(None, "status", "identifier"),
     Index(None, "plan", "identifier"),
 )
@@ -102,7 +117,56 @@ audit_log: Final = Table(
     Column("actor", Text),
     Column("reason", Text),
     Column("details", JSON, nullable=False),
+    Column("personal", JSON(none_as_null=True)),
     Column("occurred_at", _UtcDateTime, nullable=False),
+    Column("salt", LargeBinary(16)),
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("seal", LargeBinary(64), nullable=False),
+)
+
+# Locking this row keeps the sequence free of gaps, and the chain free of forks. It outlives the
+# tenant as the log does.
+audit_heads: Final = Table(
+    "tenancy_audit_heads",
+    METADATA,
+    Column("tenant_id", Uuid, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("seal", LargeBinary(64), nullable=False),
+)
+
+outbox: Final = Table(
+    "tenancy_outbox",
+    METADATA,
+    Column("tenant_id", Uuid, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("occurred_at", _UtcDateTime, nullable=False, index=True),
+)
+
+refusals: Final = Table(
+    "tenancy_refusals",
+    METADATA,
+    # 36 characters of an id, or empty: a primary key has no NULL.
+    Column("tenant", String(36), primary_key=True),
+    Column("minute", _UtcDateTime, primary_key=True),
+    Column("code", String(32), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)
+
+# Identifiers that were given up; only their digest, because the tenant may have been erased.
+reservations: Final = Table(
+    "tenancy_reservations",
+    METADATA,
+    Column("digest", String(64), primary_key=True),
+    # NULL where the tenant was erased: nothing links the two any more.
+    Column("tenant_id", Uuid),
+    Column("since", _UtcDateTime, nullable=False),
+)
+
+keys: Final = Table(
+    "tenancy_keys",
+    METADATA,
+    Column("name", String(32), primary_key=True),
+    Column("value", LargeBinary(32), nullable=False),
 )
 
 journal: Final = Table(
@@ -119,6 +183,8 @@ changes: Final = Table(
     METADATA,
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("tenant_id", Uuid, nullable=False),
+    # Random, one for each transaction: by it a commit whose answer was lost is read back.
+    Column("transaction_id", Uuid, nullable=False),
 )
 
 # One row per sequence, incremented inside the transaction that uses the number: its row lock makes

@@ -1,0 +1,242 @@
+"""The store: how it is opened, and everything that only reads."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio.to_thread
+from sqlalchemy import make_url, select
+
+from tenancy_core._background import settle
+from tenancy_core._stores.sql.layout import INSTANCE_KEY, make_tables
+from tenancy_core._stores.sql.reach import reach
+from tenancy_core._stores.sql.rows import event_of, tenant_of
+from tenancy_core._stores.sql.transaction import SqlTransaction
+from tenancy_core.contract import AuditHead, Change, RefusalCount, TenantPage
+from tenancy_core.errors import BackendUnavailable
+from tenancy_core.sql import sqlite, tables
+from tenancy_core.sql.engines import close_engine, make_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from types import TracebackType
+    from uuid import UUID
+
+    from sqlalchemy import ColumnElement, Row, Select
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from tenancy_core.config import TenancyConfig
+    from tenancy_core.contract import AuditEvent
+    from tenancy_core.sql.budget import ConnectionBudget
+    from tenancy_core.tenant import Tenant, TenantStatus
+
+__all__ = ["SqlTenantStore"]
+
+_log = logging.getLogger("tenancy")
+
+
+class SqlTenantStore:
+    """Implements :class:`~tenancy_core.contract.TenantStore` on a database of its own.
+
+    Entering it creates the tables that are missing; several processes may do so at once.
+    """
+
+    def __init__(self, config: TenancyConfig, budget: ConnectionBudget) -> None:
+        url = make_url(config.control_url)
+        self._sqlite = url.get_backend_name() == "sqlite"
+        self._path = Path(url.database) if self._sqlite and url.database else None
+        self._setting = config.control_setting
+        options: dict[str, Any] = {}
+        if self._sqlite:
+            options["connect_args"] = sqlite.connect_args(config.database_pool_timeout)
+        self._make_engine = partial(make_engine, url, config, budget, control=True, **options)
+        self._renew_engine()
+
+    def _renew_engine(self) -> None:
+        self._closed = False
+        self._engine: AsyncEngine = self._make_engine()
+        # Reads must not wait for, nor hold up, the one writer that SQLite allows.
+        self._reading = self._engine.execution_options(**{sqlite.READ_ONLY: True})
+        if self._sqlite:
+            sqlite.begin_transactions(self._engine)
+
+    async def __aenter__(self) -> Self:
+        if self._path is not None:
+            await anyio.to_thread.run_sync(self._make_place, self._path)
+        if self._closed:
+            self._renew_engine()
+        try:
+            async with reach:
+                await make_tables(self._engine)
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    def _make_place(self, path: Path) -> None:
+        sqlite.make_folder(path.parent, self._setting)
+        with suppress(OSError):  # which the first connection tells better
+            sqlite.make_file(path)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
+        self._closed = True
+        try:
+            await settle(close_engine(self._engine))
+        except BackendUnavailable:
+            _log.warning("a connection to the tenant store was not closed in time")
+
+    # -- reading -------------------------------------------------------------------------------
+
+    async def get_by_identifier(self, identifier: str, /) -> Tenant | None:
+        """See the contract."""
+        return await self._one(tables.tenants.c.identifier == identifier)
+
+    async def get(self, tenant_id: UUID, /) -> Tenant | None:
+        """See the contract."""
+        return await self._one(tables.tenants.c.id == tenant_id)
+
+    async def _one(self, condition: ColumnElement[bool]) -> Tenant | None:
+        rows = await self._rows(select(tables.tenants).where(condition))
+        return tenant_of(rows[0]) if rows else None
+
+    async def _rows(self, query: Select[*tuple[Any, ...]]) -> Sequence[Row[Any]]:
+        async with reach, self._reading.connect() as connection:
+            rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
+        return rows
+
+    async def list(
+        self,
+        *,
+        status: TenantStatus | None = None,
+        plan: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> TenantPage:
+        """See the contract."""
+        columns = tables.tenants.c
+        query = (
+            select(tables.tenants)
+            .where(columns.identifier.is_not(None))
+            .order_by(columns.identifier)
+            .limit(limit + 1)
+        )
+        if status is not None:
+            query = query.where(columns.status == status.value)
+        if plan is not None:
+            query = query.where(columns.plan == plan)
+        if after is not None:
+            query = query.where(columns.identifier > after)
+        rows = await self._rows(query)
+        items = tuple(tenant_of(row) for row in rows[:limit])
+        return TenantPage(items, items[-1].identifier if len(rows) > limit else None)
+
+    async def get_secret(self, tenant_id: UUID, name: str, /) -> bytes | None:
+        """See the contract."""
+        columns = tables.secrets.c
+        query = select(columns.value).where(columns.tenant_id == tenant_id, columns.name == name)
+        rows = await self._rows(query)
+        return rows[0].value if rows else None
+
+    async def secret_names(self, tenant_id: UUID, /) -> Sequence[str]:
+        """See the contract."""
+        columns = tables.secrets.c
+        query = select(columns.name).where(columns.tenant_id == tenant_id).order_by(columns.name)
+        return [row.name for row in await self._rows(query)]
+
+    async def instance_key(self) -> bytes:
+        """See the contract."""
+        query = select(tables.keys.c.value).where(tables.keys.c.name == INSTANCE_KEY)
+        key: bytes = (await self._rows(query))[0].value
+        return key
+
+    async def audit(
+        self, tenant_id: UUID, /, *, after: int = 0, limit: int = 100
+    ) -> Sequence[AuditEvent]:
+        """See the contract."""
+        columns = tables.audit_log.c
+        query = (
+            select(tables.audit_log)
+            .where(columns.tenant_id == tenant_id, columns.sequence > after)
+            .order_by(columns.sequence)
+            .limit(limit)
+        )
+        rows = await self._rows(query)
+        return [event_of(row) for row in rows]
+
+    async def audit_head(self, tenant_id: UUID, /) -> AuditHead:
+        """See the contract."""
+        columns = tables.audit_heads.c
+        rows = await self._rows(
+            select(columns.sequence, columns.seal).where(columns.tenant_id == tenant_id)
+        )
+        return AuditHead(rows[0].sequence, rows[0].seal) if rows else AuditHead()
+
+    async def undelivered(self, *, before: datetime, limit: int = 100) -> Sequence[AuditEvent]:
+        """See the contract."""
+        waiting, log = tables.outbox.c, tables.audit_log.c
+        query = (
+            select(tables.audit_log)
+            .join(
+                tables.outbox,
+                (waiting.tenant_id == log.tenant_id) & (waiting.sequence == log.sequence),
+            )
+            .where(waiting.occurred_at < before)
+            .order_by(waiting.occurred_at, waiting.tenant_id, waiting.sequence)
+            .limit(limit)
+        )
+        return [event_of(row) for row in await self._rows(query)]
+
+    async def refusals(
+        self, tenant_id: UUID | None = None, /, *, since: datetime, limit: int = 1000
+    ) -> Sequence[RefusalCount]:
+        """See the contract."""
+        columns = tables.refusals.c
+        query = (
+            select(tables.refusals)
+            .where(columns.tenant == str(tenant_id or ""), columns.minute >= since)
+            .order_by(columns.minute.desc(), columns.code)
+            .limit(limit)
+        )
+        return [
+            # By its name: a row's own `count` is a method.
+            RefusalCount(tenant_id, row.code, row.minute, row._mapping["count"])  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # public, says SQLAlchemy
+            for row in await self._rows(query)
+        ]
+
+    async def changes(self, *, after: int, limit: int = 1000) -> Sequence[Change]:
+        """See the contract."""
+        columns = tables.changes.c
+        query = (
+            select(tables.changes)
+            .where(columns.sequence > after)
+            .order_by(columns.sequence)
+            .limit(limit)
+        )
+        rows = await self._rows(query)
+        return [Change(row.sequence, row.tenant_id) for row in rows]
+
+    async def last_change(self) -> int:
+        """See the contract."""
+        columns = tables.counters.c
+        query = select(columns.value).where(columns.name == "changes")
+        value: int = (await self._rows(query))[0].value
+        return value
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def transaction(self) -> SqlTransaction:
+        """See the contract."""
+        return SqlTransaction(self._engine)
