@@ -1,0 +1,1 @@
+"""For tenancy: tenants named by API keys, and a cache in a file."""
