@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from blockbuster import BlockBuster
+from hypothesis import HealthCheck, settings
 
 from support.notes import Base
 from tenancy_core import Tenancy, TenancyConfig
@@ -14,6 +15,13 @@ from tenancy_core import Tenancy, TenancyConfig
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
+
+
+# A machine that is busy makes no test fail.
+settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("patient")
 
 
 @pytest.fixture

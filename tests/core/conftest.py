@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+
+from support.later import Later
+from support.plugins import site_folder
+from tenancy_core.tenants import identifiers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,11 +19,13 @@ if TYPE_CHECKING:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on ``sys.path``; the modules of the plugins in it are forgotten afterwards."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
-    before = set(sys.modules)
-    yield folder
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
+    with site_folder(tmp_path, monkeypatch) as folder:
+        yield folder
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> type[Later]:
+    """The clock by which identifiers are reserved."""
+    monkeypatch.setattr(Later, "by", timedelta())
+    monkeypatch.setattr(identifiers, "datetime", Later)
+    return Later

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -52,6 +53,7 @@ async def test_a_fresh_service_is_told_what_is_missing_for_production(
     assert [(item.check, item.severity) for item in found] == [
         ("core.proof", Severity.WARNING),
         ("core.metrics", Severity.INFO),
+        ("core.signing-keys", Severity.INFO),
     ]
     assert all(item.message.endswith(".") and item.remedy.endswith(".") for item in found)
 
@@ -59,8 +61,11 @@ async def test_a_fresh_service_is_told_what_is_missing_for_production(
 async def test_what_was_found_goes_away_when_it_is_mended(
     make_config: Callable[..., TenancyConfig],
 ) -> None:
-    assert await names(make_config(), membership=is_member, observers=[Listens()]) == []
-    assert await names(make_config(require_verified_tenant=True), observers=[Listens()]) == []
+    keys = {"signing_keys": ("s" * 32,)}
+    config = make_config(**keys)
+    assert await names(config, membership=is_member, observers=[Listens()]) == []
+    config = make_config(**keys, require_verified_tenant=True)
+    assert await names(config, observers=[Listens()]) == []
 
 
 @pytest.mark.parametrize(
@@ -68,6 +73,7 @@ async def test_what_was_found_goes_away_when_it_is_mended(
     [
         ({"database_echo": True}, "core.database-echo"),
         ({"enable_audit_logging": False}, "core.audit-logging"),
+        ({"enable_soft_delete": False}, "core.soft-delete"),
     ],
 )
 async def test_a_setting_that_is_wrong_in_production_is_found(
@@ -135,3 +141,35 @@ async def test_a_check_that_returns_something_else_is_a_finding_too(answer: Any)
         ("b", Severity.WARNING),
     ]
     assert found[0].message == "The check itself failed: it raised TypeError."
+
+
+class CannotProvision:
+    """An isolation strategy on a full disk."""
+
+    async def provision(self, tenant: object, /) -> None:
+        raise OSError("full")
+
+    async def exists(self, tenant: object, /) -> bool:
+        return False
+
+    async def destroy(self, tenant: object, /) -> None: ...
+
+    def session(self, tenant: object, /, *, read_only: bool = False) -> Any: ...
+
+    connection = session
+
+
+async def test_tenants_that_were_never_finished_are_found_once_it_is_nobodys_patience_any_more(
+    make_config: Callable[..., TenancyConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Tenancy(make_config(), isolation=CannotProvision()) as tenancy:
+        for name in ("acme", "beta"):
+            with pytest.raises(OSError, match="full"):
+                await tenancy.tenants.create(name)
+        assert "core.unfinished" not in [item.check for item in await tenancy.check()]
+        monkeypatch.setattr("tenancy_core.checks._PATIENCE", timedelta(seconds=-1))
+        (found,) = [item for item in await tenancy.check() if item.check == "core.unfinished"]
+        assert found.message.endswith(": 2.")
+        for done in await tenancy.tenants.reconcile(older_than=timedelta(0), remove=True):
+            assert done.outcome == "erased"
+        assert "core.unfinished" not in [item.check for item in await tenancy.check()]

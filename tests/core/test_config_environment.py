@@ -11,6 +11,7 @@ from pydantic import BaseModel, SecretStr
 from support.plugins import distribution
 from tenancy_core import ConfigurationError, Tenancy, TenancyConfig
 from tenancy_core.config import Plan, secret_settings
+from tenancy_core.config._later import LATER
 from tenancy_core.errors import DuplicateProviderError
 
 if TYPE_CHECKING:
@@ -93,14 +94,14 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["jwt,header", " jwt , header ,", '["jwt", "header"]', '[ "jwt","header" ]']
+    "text", ["path,header", " path , header ,", '["path", "header"]', '[ "path","header" ]']
 )
 def test_a_list_is_separated_by_commas_or_is_json(setenv: Callable[..., None], text: str) -> None:
     setenv(database_url=URL, resolution_strategy=text)
-    assert TenancyConfig.from_env().resolution_strategy == ("jwt", "header")
+    assert TenancyConfig.from_env().resolution_strategy == ("path", "header")
 
 
-@pytest.mark.parametrize("text", ['["jwt"', "[jwt]"])
+@pytest.mark.parametrize("text", ['["path"', "[path]"])
 def test_a_list_that_is_neither_is_named(setenv: Callable[..., None], text: str) -> None:
     setenv(database_url=URL, resolution_strategy=text)
     assert refusal() == 'TENANCY_RESOLUTION_STRATEGY is no list; write a,b or ["a", "b"].'
@@ -288,6 +289,7 @@ SECRETS = {
     "control_database_url",
     "database_url_template",
     "jwt_secret",
+    "jwt_issuers",
     "redis_url",
     "encryption_keys",
     "signing_keys",
@@ -312,7 +314,7 @@ def test_a_secret_is_read_from_the_file_that_its_variable_names(
     assert getattr(config, name).get_secret_value() == OTHER
 
 
-@pytest.mark.parametrize("name", sorted(SECRETS - {"database_url", "control_database_url"}))
+@pytest.mark.parametrize("name", sorted(SECRETS & set(LATER)))
 def test_a_secret_of_a_later_feature_counts_as_set_when_it_comes_from_a_file(
     setenv: Callable[..., None], tmp_path: Path, name: str
 ) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import SecretStr
 
 from tenancy_core import ConfigurationError, TenancyConfig
+from tenancy_core.config import JwtIssuer
 from tenancy_core.config._later import LATER
 
 if TYPE_CHECKING:
@@ -54,7 +56,11 @@ DESIGN: dict[str, tuple[Any, str, Any]] = {
     "jwt_audience": ((), "notes", ("notes",)),
     "jwt_issuer": (None, "https://id.example", "https://id.example"),
     "jwt_jwks_url": (None, "https://id.example/keys", "https://id.example/keys"),
-    "jwt_issuers": ((), '[{"issuer": "a"}]', ({"issuer": "a"},)),
+    "jwt_issuers": (
+        (),
+        f'[{{"issuer": "a", "audience": "b", "secret": "{"k" * 32}"}}]',
+        (JwtIssuer(issuer="a", audience=("b",), secret=SecretStr("k" * 32)),),
+    ),
     "jwt_types": ((), "at+jwt", ("at+jwt",)),
     "jwt_max_lifetime": (None, "900", 900),
     "jwt_leeway": (30, "10", 10),
@@ -84,8 +90,8 @@ DESIGN: dict[str, tuple[Any, str, Any]] = {
     # security
     "enable_audit_logging": (True, "false", False),
     "enable_encryption": (False, "true", True),
-    "encryption_keys": ((), "k1,k2", ("k1", "k2")),
-    "signing_keys": ((), "k3", ("k3",)),
+    "encryption_keys": ((), f"{'1' * 32},{'2' * 32}", ("1" * 32, "2" * 32)),
+    "signing_keys": ((), "3" * 32, ("3" * 32,)),
     # lifecycle
     "enable_soft_delete": (True, "false", False),
     "archive_retention_days": (None, "30", 30),
@@ -98,6 +104,36 @@ DESIGN: dict[str, tuple[Any, str, Any]] = {
 }
 
 
+TOKENS = {
+    "resolution_strategy": "jwt",
+    "jwt_secret": "k" * 32,
+    "jwt_audience": "notes",
+    "jwt_issuer": "https://id.example",
+}
+TOGETHER: dict[str, dict[str, str]] = {
+    "enable_encryption": {"encryption_keys": "4" * 32},
+    "encryption_keys": {"enable_encryption": "true"},
+    "resolution_strategy": TOKENS,
+    "jwt_secret": TOKENS,
+    "jwt_algorithms": {
+        **{name: value for name, value in TOKENS.items() if name != "jwt_secret"},
+        "jwt_jwks_url": "https://id.example/keys",
+    },
+    "jwt_tenant_claim": TOKENS,
+    "jwt_audience": TOKENS,
+    "jwt_issuer": TOKENS,
+    "jwt_jwks_url": {
+        **{name: value for name, value in TOKENS.items() if name != "jwt_secret"},
+        "jwt_algorithms": "RS256",
+    },
+    "jwt_issuers": {"resolution_strategy": "jwt"},
+    "jwt_types": TOKENS,
+    "jwt_max_lifetime": TOKENS,
+    "jwt_leeway": TOKENS,
+}
+"""What has to be set with a setting."""
+
+
 def plain(value: object) -> Any:
     """Return a setting in the simple form that the table has."""
     reveal = getattr(value, "get_secret_value", None)
@@ -105,7 +141,7 @@ def plain(value: object) -> Any:
         return reveal()
     if isinstance(value, tuple):
         return tuple(
-            item if isinstance(item, dict) else plain(item) if hasattr(item, "_secret_value")
+            item if isinstance(item, JwtIssuer) else plain(item) if hasattr(item, "_secret_value")
             else item if isinstance(item, str) else str(item)
             for item in value
         )  # fmt: skip
@@ -135,7 +171,8 @@ def test_a_setting_is_read_from_its_variable_or_refused_by_its_name(
     _, text, value = DESIGN[name]
     monkeypatch.setenv("TENANCY_DATABASE_URL", URL)
     monkeypatch.setenv("TENANCY_DOMAIN_SUFFIX", "example.com")
-    monkeypatch.setenv(f"TENANCY_{name.upper()}", text)
+    for variable, value_beside in {**TOGETHER.get(name, {}), name: text}.items():
+        monkeypatch.setenv(f"TENANCY_{variable.upper()}", value_beside)
     if name not in LATER:
         assert plain(getattr(TenancyConfig.from_env(), name)) == value
         return
@@ -217,5 +254,6 @@ def test_a_setting_that_is_accepted_is_read_by_the_code(name: str) -> None:
 
 
 def test_a_setting_that_nothing_reads_would_be_noticed() -> None:
-    assert "jwt_leeway" not in _uses()
+    assert "no_such_setting" not in _uses()
+    assert set(LATER) - _uses()
     assert "path_prefix" in _uses()

@@ -151,21 +151,14 @@ def test_the_driver_of_the_control_database_is_not_installed(tmp_path: Path) -> 
 def test_a_misspelt_resolver() -> None:
     assert refusal(UnknownProviderError, resolution_strategy="heder") == (
         "TENANCY_RESOLUTION_STRATEGY asks for the resolver 'heder', which nothing that is "
-        "installed offers. There is 'header', 'path', 'subdomain'. Did you mean 'header'?"
+        "installed offers. There is 'header', 'jwt', 'path', 'subdomain'. Did you mean 'header'?"
     )
 
 
 def test_a_resolver_that_nobody_knows() -> None:
     assert refusal(UnknownProviderError, resolution_strategy="header,by-moon") == (
         "TENANCY_RESOLUTION_STRATEGY asks for the resolver 'by-moon', which nothing that is "
-        "installed offers. There is 'header', 'path', 'subdomain'."
-    )
-
-
-def test_a_resolver_of_a_later_version() -> None:
-    assert refusal(UnknownProviderError, resolution_strategy="jwt") == (
-        "TENANCY_RESOLUTION_STRATEGY asks for the resolver 'jwt', which is not part of this "
-        "version. There is 'header', 'path', 'subdomain'."
+        "installed offers. There is 'header', 'jwt', 'path', 'subdomain'."
     )
 
 
@@ -173,7 +166,7 @@ def test_custom_without_an_object() -> None:
     assert refusal(resolution_strategy="custom") == (
         "TENANCY_RESOLUTION_STRATEGY asks for the resolver 'custom', and there is none: pass an "
         "object, Tenancy(config, resolver=…), or install a package that registers one. There is "
-        "'header', 'path', 'subdomain'."
+        "'header', 'jwt', 'path', 'subdomain'."
     )
 
 
@@ -372,6 +365,34 @@ async def test_a_scope_and_a_request_of_a_tenancy_that_is_not_open(
         with pytest.raises(ConfigurationError) as caught:
             await http.get("/", headers={"X-Tenant-ID": "acme"})
     assert str(caught.value) == NOT_OPEN
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("setting", "argument", "reason"),
+    [
+        ("DATABASE_URL", "database_url", "NotADirectoryError"),
+        ("CONTROL_DATABASE_URL", "control_database_url", "NotADirectoryError"),
+        ("SQLITE_ROOT", "sections", "FileExistsError"),
+    ],
+)
+async def test_a_folder_for_databases_that_cannot_be_made(
+    make_config: Callable[..., TenancyConfig],
+    tmp_path: Path,
+    setting: str,
+    argument: str,
+    reason: str,
+) -> None:
+    taken = tmp_path / "a-file"
+    taken.write_text("", encoding="utf-8")
+    url = f"sqlite+aiosqlite:///{taken}/data/control.db"
+    given = {"sqlite": {"root": taken}} if argument == "sections" else url
+    with pytest.raises(ConfigurationError) as caught:
+        await Tenancy(make_config(**{argument: given})).__aenter__()
+    assert str(caught.value) == (
+        f"The folder that TENANCY_{setting} names cannot be made ({reason}). Make it and let this "
+        "user write to it, or name another."
+    )
 
 
 @pytest.mark.anyio

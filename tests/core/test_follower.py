@@ -12,12 +12,13 @@ from uuid import UUID, uuid4
 import anyio
 import pytest
 
+from support.keys import opened
 from support.notes import Base
 from support.processes import crew
 from support.waiting import until
 from tenancy_core import Tenancy
 from tenancy_core._cache.memory import MemoryCacheBackend
-from tenancy_core._directory import ChangeFollower, Directory, L1Cache
+from tenancy_core._directory import ChangeFollower, Directory, L1Cache, TenantCodec
 from tenancy_core._stores.memory import MemoryTenantStore
 from tenancy_core.errors import BackendUnavailable, TenantInactive
 from tenancy_core.tenant import Placement, Tenant, TenantStatus
@@ -103,14 +104,39 @@ async def test_K1_a_tenant_that_another_process_creates_is_found_within_the_poll
         assert await is_served(one, "acme")
 
 
+@pytest.mark.parametrize("down", [False, True])
+async def test_K1_killed_before_it_told_the_shared_cache_a_suspension_holds_after_the_restart(
+    make_config: Callable[..., TenancyConfig], monkeypatch: pytest.MonkeyPatch, *, down: bool
+) -> None:
+    """Also where nobody else was there to ask what changed, and the cache is down at first."""
+    cache = FailingCache()
+    config = make_config(invalidation_poll_seconds=3600, cache_enabled=True)
+
+    async def die(*_: object) -> None:
+        raise BackendUnavailable("killed here")
+
+    async with Tenancy(config, metadata=Base.metadata, cache_backend=cache) as tenancy:
+        await tenancy.tenants.create("acme")
+        assert await is_served(tenancy, "acme")
+        with monkeypatch.context() as patch, pytest.raises(BackendUnavailable):
+            patch.setattr(Directory, "forget", die)
+            await tenancy.tenants.suspend("acme")
+    cache.down = down
+    async with Tenancy(config, metadata=Base.metadata, cache_backend=cache) as tenancy:
+        cache.down = False
+        if down:
+            await tenancy.parts.follower.poll()
+        assert not await is_served(tenancy, "acme")
+
+
 async def test_the_follower_ends_with_its_tenancy(
     make_config: Callable[..., TenancyConfig],
 ) -> None:
     before = asyncio.all_tasks()
     for _ in range(2):
         async with Tenancy(make_config(invalidation_poll_seconds=0.05)):
-            (follower,) = asyncio.all_tasks() - before
-            assert follower.get_name() == "tenancy:change-follower"
+            started = {task.get_name() for task in asyncio.all_tasks() - before}
+            assert started == {"tenancy:change-follower", "tenancy:audit"}
         assert asyncio.all_tasks() == before
 
 
@@ -153,7 +179,12 @@ class World:
         self.store = FailingStore()
         self.shared = FailingCache()
         self.directory = Directory(
-            self.store, L1Cache(100, 60.0, never), shared=self.shared, shared_ttl=60, owner=None
+            self.store,
+            L1Cache(100, 60.0, never),
+            shared=self.shared,
+            shared_ttl=60,
+            codec=TenantCodec(opened(self.store)),
+            owner=None,
         )
         self.follower = ChangeFollower(self.store, self.directory, 0.001)
         self.heard: list[UUID | None] = []

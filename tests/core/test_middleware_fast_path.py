@@ -212,7 +212,6 @@ steps = st.one_of(
 
 @settings(
     max_examples=5_000 if os.environ.get("TENANCY_TEST_FULL") else 150,
-    deadline=None,
     database=None,
     # The fixture is shared by all examples: Pair.reset. And the machine may be busy.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -74,6 +74,7 @@ async def test_observers_are_told_of_every_change_that_is_committed(
         await tenancy.tenants.resume("acme")
     assert one.told == two.told
     assert one.told == [
+        ("acme", "provisioning", "tenant.created"),
         ("acme", "active", "tenant.provisioned"),
         ("acme", "suspended", "tenant.suspended"),
         ("acme", "active", "tenant.resumed"),
@@ -89,7 +90,8 @@ def test_D8_an_observer_that_fails_harms_nobody_and_is_logged_once(
         observers.refused("tenant_missing", 400, None)
     assert listens.told == [("tenant_missing", 400, None)] * 1000
     assert observers.failures == {"Broken": 1000}
-    (record,) = caplog.records
+    # A machine that is busy may find the observer slow as well.
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.getMessage() == "the observer Broken failed; later failures are only counted"
     assert record.exc_info is not None
 

@@ -127,7 +127,7 @@ def test_an_optional_hook_of_a_later_version_is_left_alone(site: Path) -> None:
 
 def test_the_core_and_its_packages_are_plugins_like_any_other() -> None:
     registry = load_plugins()
-    assert registry.names(kinds.RESOLVER) == ["header", "path", "subdomain"]
+    assert registry.names(kinds.RESOLVER) == ["header", "jwt", "path", "subdomain"]
     assert registry.names(kinds.STORE) == ["memory", "sql"]
     assert registry.names(kinds.CACHE) == ["memory"]
     assert registry.names(kinds.LIMITER) == ["memory"]
@@ -340,11 +340,25 @@ def test_a_hook_with_another_signature_is_refused(site: Path) -> None:
             return []
     """
     assert refusal(site, "acme-args", source) == (
-        "The plugin acme-args implements a hook with another signature (PluginValidationError: "
-        "Plugin 'acme-args' for hook 'tenancy_resolvers' hookimpl definition: "
-        "tenancy_resolvers(config) Argument(s) {'config'} are declared in the hookimpl but can "
-        "not be found in the hookspec). " + way_out("acme-args")
+        "The plugin acme-args implements tenancy_resolvers(config), and a hook takes no arguments. "
+        + way_out("acme-args")
     )
+
+
+def test_a_hook_that_pluggy_refuses_is_refused(site: Path) -> None:
+    source = """
+        from tenancy_core.hookspecs import hookimpl
+
+        @hookimpl(wrapper=True)
+        def tenancy_resolvers():
+            return []
+    """
+    said = refusal(site, "acme-wrapper", source)
+    assert said.startswith(
+        "The plugin acme-wrapper implements a hook in a way that pluggy refuses "
+        "(PluginValidationError: Plugin 'acme-wrapper' for hook 'tenancy_resolvers'"
+    )
+    assert said.endswith(way_out("acme-wrapper"))
 
 
 def test_a_hook_without_its_mark_is_refused_instead_of_never_called(site: Path) -> None:

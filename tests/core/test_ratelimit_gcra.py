@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tenancy_core._ratelimit import MemoryRateLimiter
@@ -33,8 +33,6 @@ def limits(draw: st.DrawFn) -> RateLimit:
 
 # A machine's monotonic clock counts from its start: what it adds to is small or large.
 starts = st.one_of(st.just(0.0), st.floats(0, 1e6))
-# How long an example takes is the machine's business.
-patient = settings(deadline=None)
 # In parts of the window, as what happens at its ends and at each interval matters most.
 gaps = st.one_of(st.just(0.0), st.floats(0, 0.05), st.floats(0, 1.5))
 
@@ -94,7 +92,6 @@ def test_the_interval_is_the_window_over_what_the_burst_leaves(
 # -- never more than the limit -------------------------------------------------------------------
 
 
-@patient
 @given(limits(), starts, st.lists(st.tuples(gaps, st.integers(1, 200)), max_size=300))
 def test_no_window_wherever_it_starts_has_more_than_the_limit(
     limit: RateLimit, start: float, arrivals: list[tuple[float, int]]
@@ -113,7 +110,6 @@ def test_no_window_wherever_it_starts_has_more_than_the_limit(
         assert sum(cost for at, cost in accepted if first <= at < end) <= limit.count
 
 
-@patient
 @given(limits(), starts)
 @example(RateLimit(600, 60, 300), 1_000_000.1)
 @example(RateLimit(1), 0.0)
@@ -131,7 +127,6 @@ def test_the_greediest_client_gets_the_limit_and_not_more(limit: RateLimit, star
     assert max(1, limit.count - 1) <= accepted <= limit.count
 
 
-@patient
 @given(limits(), starts)
 @example(RateLimit(600, 60, 300), 1_000_000.1)
 @example(RateLimit(10_000, 60), 1_000_000.1)
@@ -153,7 +148,6 @@ def test_keys_are_counted_apart() -> None:
 # -- the answers are true ------------------------------------------------------------------------
 
 
-@patient
 @given(limits(), starts, st.lists(gaps, max_size=20), st.integers(0, 200))
 @example(RateLimit(10, 60.0, 4), 0.0, [], 1)
 def test_a_hit_is_refused_just_before_retry_after_and_accepted_at_it(
@@ -179,7 +173,6 @@ def test_a_hit_is_refused_just_before_retry_after_and_accepted_at_it(
     assert accepted.retry_after == 0
 
 
-@patient
 @given(limits(), starts, st.lists(st.tuples(gaps, st.integers(0, 200)), max_size=20))
 def test_remaining_is_what_would_be_accepted_right_now(
     limit: RateLimit, start: float, arrivals: list[tuple[float, int]]
@@ -197,7 +190,6 @@ def test_remaining_is_what_would_be_accepted_right_now(
     ]
 
 
-@patient
 @given(limits(), starts, st.integers(1, 200))
 def test_the_whole_burst_is_free_at_reset_after_and_not_just_before(
     limit: RateLimit, start: float, hits: int
@@ -266,7 +258,6 @@ def test_peeking_counts_nothing_and_remembers_nobody() -> None:
     assert limiter.hit_now("acme", limit).retry_after == 10
 
 
-@patient
 @given(limits(), starts, st.lists(gaps, max_size=50))
 def test_peeking_says_what_a_hit_would(
     limit: RateLimit, start: float, arrivals: list[float]
@@ -284,7 +275,6 @@ def test_peeking_says_what_a_hit_would(
 # -- a limit that changes ------------------------------------------------------------------------
 
 
-@patient
 @given(limits(), limits(), starts, st.floats(0, 1), st.integers(0, 200))
 @example(RateLimit(1001, 1000.0, 1000), RateLimit(11, 10.0, 10), 1000.0, 0.0, 0)
 def test_T10_a_limit_that_changes_never_makes_anybody_wait_longer_than_it_says(

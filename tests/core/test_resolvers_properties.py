@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from support.scopes import http_scope
@@ -31,9 +31,7 @@ T = TypeVar("T")
 
 EXAMPLES = settings(
     max_examples=20_000 if os.environ.get("TENANCY_TEST_FULL") else 400,
-    deadline=None,
     database=None,
-    suppress_health_check=[HealthCheck.too_slow],  # the machine may be busy
 )
 
 PIECES = [

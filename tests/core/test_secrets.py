@@ -6,7 +6,6 @@ import copy
 import io
 import logging
 import pickle
-import traceback
 from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr
 from sqlalchemy import URL, make_url
 
 from support.notes import Base, read
+from support.printing import printed as tracked
 from tenancy_core import ConfigurationError, Tenancy, TenancyConfig, TenancyMiddleware
 from tenancy_core.config._later import LATER
 from tenancy_core.config._model import secret_settings
@@ -28,36 +28,45 @@ if TYPE_CHECKING:
 
 CANARY = "canary-4f1d9c"
 URL_WITH_CANARY = f"postgresql+asyncpg://app:{CANARY}@db.example/app"
-SECRETS = {
-    name: [CANARY, f"{CANARY}-2"] if name.endswith("keys") else URL_WITH_CANARY
-    for name in secret_settings(TenancyConfig)
+SECRETS: dict[str, Any] = dict.fromkeys(secret_settings(TenancyConfig), URL_WITH_CANARY) | {
+    "encryption_keys": [f"{CANARY}-{number}-{'e' * 32}" for number in range(2)],
+    "signing_keys": [f"{CANARY}-{number}-{'s' * 32}" for number in range(2)],
+    "jwt_issuers": [{"issuer": "https://id.example", "audience": "a", "secret": CANARY * 4}],
 }
+BESIDE: dict[str, dict[str, Any]] = {
+    "encryption_keys": {"enable_encryption": True},
+    "jwt_secret": {"resolution_strategy": "jwt", "jwt_audience": "a", "jwt_issuer": "https://b"},
+    "jwt_issuers": {"resolution_strategy": "jwt"},
+}
+"""What a secret setting needs beside it."""
 
 
-@pytest.fixture
-def everything_set(monkeypatch: pytest.MonkeyPatch) -> TenancyConfig:
-    """A configuration with a canary in every secret setting, those of later features included."""
+@pytest.fixture(params=["jwt_secret", "jwt_issuers"])
+def everything_set(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> TenancyConfig:
+    """A configuration with a canary in every secret setting, those of later features included.
+
+    Twice: of two settings there can be only one.
+    """
     for name in tuple(LATER):
         monkeypatch.delitem(LATER, name)
-    return TenancyConfig(**SECRETS, sections={"acme": {"password": CANARY}})
+    given = {name for name in SECRETS if not name.startswith("jwt_") or name == request.param}
+    settings = {key: value for name in given for key, value in BESIDE.get(name, {}).items()}
+    settings |= {name: SECRETS[name] for name in given}
+    return TenancyConfig(**settings, sections={"acme": {"password": CANARY}})
+
+
+def test_every_secret_setting_has_a_canary(everything_set: TenancyConfig) -> None:
+    shown = repr(everything_set)
+    for name in everything_set.model_fields_set & set(SECRETS):
+        assert "**********" in repr(getattr(everything_set, name)), name
+        assert CANARY in repr(SECRETS[name])
+        assert CANARY not in shown
 
 
 def printed(error: BaseException) -> str:
-    """Return a traceback as error trackers print it: every frame of ours with its variables.
-
-    The frame of the test itself, which holds the canary to compare with, is left out.
-    """
-    found = traceback.TracebackException.from_exception(error, capture_locals=True)
-    whole: traceback.TracebackException | None = found
-    while whole is not None:
-        for frame in whole.stack:
-            if frame.filename == __file__:
-                frame.locals = None
-                # CPython calls the source that it prints differently from 3.13 on.
-                for source in {"_line", "_lines"} & set(frame.__slots__):
-                    setattr(frame, source, "")
-        whole = whole.__cause__ or whole.__context__
-    return "".join(found.format())
+    return tracked(error, __file__)
 
 
 def caught(call: Callable[[], object]) -> BaseException:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -16,6 +18,7 @@ from tenancy_core import Tenancy
 from tenancy_core._stores.sql import SqlTenantStore
 from tenancy_core.errors import BackendUnavailable
 from tenancy_core.sql import ConnectionBudget, tables
+from tenancy_core.sql.sqlite import StoreConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,7 +78,33 @@ async def test_eight_processes_that_boot_for_the_first_time_at_once_make_one_set
             names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             assert {row[0] for row in names} == set(tables.METADATA.tables)
             counters = connection.execute("SELECT name, value FROM tenancy_counters").fetchall()
-        assert counters == [("changes", 8)]
+        assert sorted(counters) == [("changes", 8), ("schema", tables.SCHEMA)]
+
+
+def test_connections_that_start_a_new_file_at_once_all_get_their_write_ahead_log(
+    tmp_path: Path,
+) -> None:
+    """Where two change to it at once, SQLite refuses one of them, and does not wait."""
+    at_once = threading.Barrier(4)
+
+    def start(path: Path) -> str:
+        at_once.wait(60)
+        with closing(StoreConnection(str(path), timeout=60)) as connection:
+            [(mode,)] = connection.execute("PRAGMA journal_mode").fetchall()
+            return str(mode)
+
+    with ThreadPoolExecutor(4) as threads:
+        for turn in range(150):
+            assert set(threads.map(start, [tmp_path / f"{turn}.db"] * 4)) == {"wal"}
+
+
+def test_a_file_that_stays_locked_is_given_up_at_the_time_out(tmp_path: Path) -> None:
+    path = tmp_path / "locked.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("CREATE TABLE notes (text)")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            StoreConnection(str(path), timeout=0.05)
 
 
 async def test_C2_eight_processes_that_create_one_tenant_at_once_make_one(

@@ -12,6 +12,8 @@ import pytest
 
 from support.pages import PAGES
 from support.server import ROOT
+from tenancy_core._plugins import load_plugins
+from tenancy_core._plugins.registry import ISOLATION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,6 +63,39 @@ def test_the_layers_of_the_architecture_are_those_that_are_enforced() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     (layers,) = [c["layers"] for c in contracts["contracts"] if c["id"] == "core-layers"]
     assert shown[1].splitlines() == layers
+
+
+def decisions() -> list[list[str]]:
+    """Return the rows of the table of what stops what, cell by cell."""
+    page = (EXPLANATION / "architecture.md").read_text()
+    section = re.search(r"## What stops what\n(.*?)\n## ", page, re.DOTALL)
+    assert section is not None
+    table = [line for line in section[1].splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+
+
+def test_each_cell_of_the_decision_table_names_its_test() -> None:
+    head, _, *rows = decisions()
+    assert head == ["strategy", "role", "URL", "raw SQL", "injected SQL", "a stale worker"]
+    assert rows
+    bare = [
+        (row[0], title)
+        for row in rows
+        for title, cell in zip(head[1:], row[1:], strict=True)
+        if not re.search(r"`test_\w+`", cell)
+    ]
+    assert bare == []
+
+
+def test_each_strategy_on_each_database_has_a_row_in_the_decision_table() -> None:
+    registry = load_plugins(blocked=frozenset())
+    offered = {
+        f"`{offer.provider.name}` on `{dialect}`"
+        for offer in registry.offers(ISOLATION)
+        for dialect in offer.provider.dialects
+    }
+    assert offered
+    assert {row[0] for row in decisions()[2:]} == offered
 
 
 def test_every_room_of_the_core_is_described() -> None:

@@ -102,7 +102,7 @@ async def test_I5_with_a_validator_that_lets_everything_pass_no_file_is_made(
         monkeypatch.setattr(f"{module}.validate_identifier", lambda value: value)
     before = {path.name for path in tmp_path.rglob("tenants/*")}
     with pytest.raises(IsolationError):
-        await tenancy.tenants.create(identifier)
+        await tenancy.tenants.create(identifier, name="Hostile")
     assert {path.name for path in tmp_path.rglob("tenants/*")} == before
     assert not list(tmp_path.glob("x*"))
 
@@ -318,6 +318,9 @@ async def test_files_and_their_folder_are_for_their_owner_only(tenancy: Tenancy)
     path = file_of(tenancy, await tenancy.tenants.get("acme"))
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
+    # So is the control database, which has keys, and what SQLite keeps beside it.
+    control = sorted(path.parent.parent.glob("control.db*"))
+    assert [file.stat().st_mode & 0o777 for file in control] == [0o600] * 3
 
 
 async def test_a_file_is_marked_as_complete_in_its_header(tenancy: Tenancy) -> None:

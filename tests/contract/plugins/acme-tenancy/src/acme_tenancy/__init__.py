@@ -1,1 +1,0 @@
-"""Multi-tenancy by API key."""
