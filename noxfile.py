@@ -247,6 +247,12 @@ def coverage(session: nox.Session) -> None:
 
 # --- what is published --------------------------------------------------------------------------
 
+PYPROJECT = "pyproject.toml"
+THIRD_PARTY = ROOT / "examples" / "third_party_plugin"
+THIRD_PARTY_NAME = "acme-tenancy"
+APPLICATION = "examples/fastapi_notes/app.py"
+CONTRACT = "tests/contract/test_third_party_plugin.py"
+
 SMOKE = """
 import importlib.metadata, importlib.resources, sys
 for name in sys.argv[1:]:
@@ -262,20 +268,63 @@ for name in sys.argv[1:]:
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build every package, install it as its users do, and import it."""
-    dist = Path(tempfile.mkdtemp(dir=session.cache_dir))
-    session.run_install(
-        *("uv", "build", "--quiet", "--all-packages", "--out-dir", dist), external=True
-    )
-    built = sorted(dist.glob("*.whl"))
-    if len(built) != len(PACKAGES):
-        session.error(f"{len(PACKAGES)} packages, but {len(built)} wheels: {built}")
-    for wheel in built:
-        check_wheel(session, wheel)
-    session.run_install("uv", "pip", "sync", "--quiet", os.devnull, external=True)
-    session.install("--quiet", *map(str, built))
-    session.run("uv", "pip", "check", external=True)
+    install_wheels(session, build_wheels(session))
     with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
         session.run("python", "-I", "-c", SMOKE, *PACKAGES)
+
+
+@nox.session
+def contract(session: nox.Session) -> None:
+    """Build every package and a third party's plugin, and run the plugin with nothing else there.
+
+    What the plugin asks for comes as the wheels say, in the locked versions. Its own tests run with
+    its own configuration; then the example application does, in two processes.
+    """
+    tests = nox.project.dependency_groups(nox.project.load_toml(THIRD_PARTY / PYPROJECT), "test")
+    tools = nox.project.dependency_groups(nox.project.load_toml(), "test")
+    locked = ("--constraint", str(LOCK), *tests, *tools)
+    install_wheels(session, build_wheels(session, THIRD_PARTY), *locked)
+    with tempfile.TemporaryDirectory() as folder, session.chdir(folder):
+        session.run("python", "-I", "-c", SMOKE, *PACKAGES, THIRD_PARTY_NAME)
+        plugin, service = Path(folder, "plugin"), Path(folder, "service")
+        copy(THIRD_PARTY, plugin, PYPROJECT, "tests")
+        copy(ROOT, service, PYPROJECT, "tests/conftest.py", "tests/support", CONTRACT, APPLICATION)
+        alone = {"PYTHONPATH": None}
+        for place, path in ((plugin, "tests"), (service, CONTRACT)):
+            session.chdir(place)
+            session.run(
+                "python", "-m", "pytest", "-W", "error", "--timeout", "120", path, env=alone
+            )
+
+
+def build_wheels(session: nox.Session, *others: Path) -> list[Path]:
+    """Build every package, and the projects in other folders, and look into the wheels."""
+    dist = Path(tempfile.mkdtemp(dir=session.cache_dir))
+    for what in (("--all-packages",), *((str(folder),) for folder in others)):
+        session.run_install(*("uv", "build", "--quiet", "--out-dir", dist), *what, external=True)
+    built = sorted(dist.glob("*.whl"))
+    if len(built) != len(PACKAGES) + len(others):
+        session.error(f"{len(PACKAGES) + len(others)} packages, but {len(built)} wheels: {built}")
+    for wheel in built:
+        check_wheel(session, wheel)
+    return built
+
+
+def install_wheels(session: nox.Session, wheels: list[Path], *more: str) -> None:
+    """Install wheels, with what they depend on and ``more``, into an environment without others."""
+    session.run_install("uv", "pip", "sync", "--quiet", os.devnull, external=True)
+    session.install("--quiet", *map(str, wheels), *more)
+    session.run("uv", "pip", "check", external=True)
+
+
+def copy(source: Path, target: Path, *names: str) -> None:
+    """Copy files and folders to the same places under another folder."""
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+        else:
+            shutil.copy(source / name, target / name)
 
 
 def check_wheel(session: nox.Session, path: Path) -> None:
