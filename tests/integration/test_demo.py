@@ -167,6 +167,14 @@ def test_a_port_that_is_taken_is_told_in_a_sentence(environment: dict[str, str])
 
 
 @pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """A script that runs in the background of a shell ignores Ctrl-C, and so does what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def curl_environment(environment: dict[str, str]) -> dict[str, str]:
     """For pasted lines: as in the demo's shell, without a proxy."""
     if shutil.which("curl") is None:
@@ -183,6 +191,7 @@ def _until_ready(demo: subprocess.Popen[str]) -> Iterator[str]:
     pytest.fail(f"the demo ended: {demo.stderr and demo.stderr.read()}")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_each_line_that_it_prints_works_when_it_is_pasted(
     environment: dict[str, str], curl_environment: dict[str, str]
 ) -> None:
