@@ -168,7 +168,7 @@ def test_a_port_that_is_taken_is_told_in_a_sentence(environment: dict[str, str])
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """A script that runs in the background of a shell ignores Ctrl-C, and so does what it starts."""
+    """A script in the background of a shell ignores Ctrl-C, and so does what it starts."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
