@@ -100,7 +100,7 @@ class TenantFiles:
         class TenantConnection(TransactionalConnection):
             """Opens one tenant's existing file; attaches nothing."""
 
-            def __init__(self, database: str, *args: Any, **options: Any) -> None:
+            def __init__(self, database: str, **options: Any) -> None:
                 path = files.path(Path(database).name.removesuffix(".db"))
                 files.check_inside(path)
                 self._path = path
@@ -108,7 +108,7 @@ class TenantFiles:
                 if self._file is None:
                     # sqlite3 would make an empty database: a tenant without data, silently.
                     raise IsolationError(f"The database {path.name} of the tenant is missing.")
-                super().__init__(str(path), *args, **options)
+                super().__init__(str(path), **options)
                 try:
                     # ATTACH (and VACUUM INTO, which attaches) would reach any file of the process.
                     self.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)

@@ -126,8 +126,8 @@ class TransactionalConnection(sqlite3.Connection):
     traceback of the exception that ended its loop.
     """
 
-    def __init__(self, database: str, timeout: float = 5.0, *args: Any, **options: Any) -> None:
-        super().__init__(database, timeout, *args, **options)
+    def __init__(self, database: str, *, timeout: float = 5.0, **options: Any) -> None:
+        super().__init__(database, timeout=timeout, **options)
         self._patience = timeout
 
     def write_ahead(self) -> None:
@@ -167,8 +167,8 @@ class TransactionalConnection(sqlite3.Connection):
 class StoreConnection(TransactionalConnection):
     """Is set up for the tenant store. It is made in the driver's thread, and may wait there."""
 
-    def __init__(self, database: str, *args: Any, **options: Any) -> None:
-        super().__init__(database, *args, **options)
+    def __init__(self, database: str, **options: Any) -> None:
+        super().__init__(database, **options)
         try:
             self.write_ahead()
             self.execute("PRAGMA synchronous = FULL")

@@ -50,8 +50,8 @@ __all__ = ["HONEST_STRATEGIES", "STRATEGY_MUTANTS"]
 class _Wal(TransactionalConnection):
     """Readers do not wait for the writer, nor the writer for them."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, database: str, **options: Any) -> None:
+        super().__init__(database, **options)
         self.write_ahead()
 
 
