@@ -313,7 +313,7 @@ def test_its_names_are_there_and_sorted() -> None:
     assert testing.__all__ == sorted(testing.__all__)
     assert {*testing.__all__} <= {*dir(testing)}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        testing.nothing  # type: ignore[attr-defined]  # noqa: B018 - that is the test
+        testing.nothing  # noqa: B018 - that is the test
 
 
 def test_a_resolver_suite_does_not_bring_sqlalchemy() -> None:

@@ -114,7 +114,7 @@ async def test_without_audit_logging_nothing_is_written_and_nobody_told(
     async with Tenancy(config, audit_sinks=[sink]) as tenancy:
         await tenancy.tenants.create("acme")
         await tenancy.tenants.suspend("acme")
-        async with tenancy.scope("acme", statuses={"suspended"}):  # type: ignore[arg-type]
+        async with tenancy.scope("acme", statuses={"suspended"}):
             assert await tenancy.audit.record("note.written") is None
             with pytest.raises(ValueError, match="two or more words"):
                 await tenancy.audit.record("nonsense")
@@ -217,7 +217,7 @@ async def test_what_cannot_be_stored_is_refused_before_anything_is_locked(logs: 
         with pytest.raises(ValueError, match=r"personal\.name is a set"):
             await logs.audit.record("note.written", personal={"name": {"a"}})
         with pytest.raises(TypeError, match="not UUID"):
-            await logs.audit.record("note.written", actor=uuid4())  # type: ignore[arg-type]
+            await logs.audit.record("note.written", actor=uuid4())
     assert len(await logs.audit.read("acme")) == 2
 
 
@@ -420,7 +420,7 @@ async def test_a_tenant_that_is_erased_while_its_log_is_verified_is_no_tampering
                 await erase(logs, acme)
             return await store.audit(*args, **kwargs)
 
-    logs.parts.trail._store = Meanwhile()  # type: ignore[assignment]
+    logs.parts.trail._store = Meanwhile()
     report = await logs.audit.verify(acme)
     assert (report.ok, report.events) == (True, 7), report.reason
 
@@ -456,7 +456,7 @@ class _Losing:
     async def __aexit__(self, *raised: object) -> None:
         lose, self._store.lose = self._store.lose, None
         if lose is None:
-            await self._inner.__aexit__(*raised)  # type: ignore[arg-type]
+            await self._inner.__aexit__(*raised)
             return
         committed = (None, None, None) if lose else (LookupError, LookupError(), None)
         await self._inner.__aexit__(*committed)

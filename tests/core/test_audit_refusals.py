@@ -179,7 +179,7 @@ async def test_closing_in_the_middle_of_writing_counts_nothing_twice() -> None:
                     return await inner.__aenter__()
 
                 async def __aexit__(self, *raised: object) -> None:
-                    await inner.__aexit__(*raised)  # type: ignore[arg-type]
+                    await inner.__aexit__(*raised)
                     written.set()
                     await anyio.sleep(0.01)  # as closing a connection does
 
@@ -257,7 +257,7 @@ async def test_the_buffer_is_bounded_and_counts_all(
     async with Tenancy(make_config(), store=store) as tenancy:
         buffer = RefusalBuffer(tenancy.parts.store, clock=lambda: now)
         for _ in range(3 * REFUSALS_LIMIT):
-            buffer.refused("rate_limited", 429, Someone())  # type: ignore[arg-type]
+            buffer.refused("rate_limited", 429, Someone())
         buffer.refused("tenant_not_found", 404, None)
         assert len(buffer) == REFUSALS_LIMIT + 1
         # For hours, while the store cannot be reached.

@@ -90,7 +90,7 @@ async def test_a_server_whose_tenants_share_the_role_of_the_store_is_found(
     control: dict[str, str], found: int
 ) -> None:
     class OnAServer:
-        config = TenancyConfig(database_url="postgresql+asyncpg://app@db/app", **control)  # type: ignore[arg-type]
+        config = TenancyConfig(database_url="postgresql+asyncpg://app@db/app", **control)
 
     (separate,) = (item for item in CORE_CHECKS if item.name == "core.control-database")
     assert len(await separate.run(OnAServer())) == found

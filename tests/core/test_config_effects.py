@@ -277,7 +277,7 @@ async def test_S1_database_echo_logs_statements_and_never_their_values(
 
 async def test_max_cached_engines_is_how_many_idle_tenants_keep_theirs(from_env: FromEnv) -> None:
     async with serving(from_env(max_cached_engines="1"), "acme", "beta") as (tenancy, _):
-        engines = tenancy.parts.isolation._engines  # type: ignore[attr-defined]
+        engines = tenancy.parts.isolation._engines
         for tenant in ("acme", "beta"):
             async with tenancy.scope(tenant):
                 assert await read(tenancy) == []
@@ -307,7 +307,7 @@ async def test_l1_cache_ttl_seconds_is_how_long_a_process_believes_what_it_read(
             asked.append(identifier)
             return await look_up(identifier)
 
-        store.get_by_identifier = count  # type: ignore[method-assign]
+        store.get_by_identifier = count
         for passed, times in ((0, 1), (5.9, 1), (0.2, 2)):
             clock.now += passed
             assert (await http.get("/", headers=header("acme"))).text == "acme"

@@ -218,7 +218,7 @@ async def test_those_who_wait_are_served_in_the_order_they_came(pools: Pools) ->
     async with asyncio.TaskGroup() as group:
         for number in range(20):
             group.create_task(wait(number))
-            await until(lambda expected=number + 1: budget.waiting == expected)  # type: ignore[misc]
+            await until(lambda expected=number + 1: budget.waiting == expected)
         await held[0].close()
     await held[1].close()
     assert served == list(range(20))
@@ -518,7 +518,7 @@ async def test_a_connection_that_is_replaced_keeps_its_slot(
     pools.ceiling(2)
     engine = pools.engine("tenant")
     async with engine.connect() as connection:
-        record = connection.sync_connection.connection._connection_record  # type: ignore[union-attr]
+        record = connection.sync_connection.connection._connection_record
     assert record is not None
     record.invalidate(soft=True)
     async with engine.connect():

@@ -132,7 +132,7 @@ async def acme(world: World) -> Tenant:
 
 async def ask(directory: Directory, key: str | UUID, answers: list[Any]) -> None:
     find = directory.find if isinstance(key, str) else directory.find_by_id
-    bound = await find(key)  # type: ignore[operator]
+    bound = await find(key)
     answers.append(None if bound is None else bound.tenant)
 
 

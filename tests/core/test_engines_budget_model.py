@@ -41,9 +41,9 @@ class FakePool:
     async def put_back(self, found: Any) -> None:
         await asyncio.sleep(0)
         if isinstance(found, Slot):
-            self.budget.release(self)  # type: ignore[arg-type]
+            self.budget.release(self)
         else:
-            self.budget.put_idle(found, self)  # type: ignore[arg-type]
+            self.budget.put_idle(found, self)
 
 
 class BudgetMachine(RuleBasedStateMachine):
@@ -92,8 +92,8 @@ class BudgetMachine(RuleBasedStateMachine):
         pool = self.pools[number]
 
         async def work() -> Any:
-            found = self.budget.take(pool)  # type: ignore[arg-type]
-            return found or await self.budget.acquire(pool, 3600)  # type: ignore[arg-type]
+            found = self.budget.take(pool)
+            return found or await self.budget.acquire(pool, 3600)
 
         task = self.loop.create_task(work())
         self.order[task] = len(self.order)
@@ -105,17 +105,17 @@ class BudgetMachine(RuleBasedStateMachine):
     def give_back(self, data: st.DataObject, how: str) -> None:
         pool, record = self.in_use.pop(data.draw(st.integers(0, len(self.in_use) - 1)))
         if how == "idle":
-            self.budget.put_idle(record, pool)  # type: ignore[arg-type]
+            self.budget.put_idle(record, pool)
         else:
             if how == "lingering":
-                self.budget.keep(pool)  # type: ignore[arg-type]
+                self.budget.keep(pool)
                 self.lingering.append(pool)
-            self.budget.release(pool)  # type: ignore[arg-type]
+            self.budget.release(pool)
 
     @precondition(lambda self: self.lingering)
     @rule()
     def let_go(self) -> None:
-        self.budget.release(self.lingering.pop())  # type: ignore[arg-type]
+        self.budget.release(self.lingering.pop())
 
     @precondition(lambda self: self.tasks)
     @rule(data=st.data())
@@ -133,8 +133,8 @@ class BudgetMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 3))
     def dispose(self, number: int) -> None:
         pool = self.pools[number]
-        for _ in self.budget.drop(pool):  # type: ignore[arg-type]
-            self.budget.release(pool)  # type: ignore[arg-type]
+        for _ in self.budget.drop(pool):
+            self.budget.release(pool)
 
     @rule()
     def time_passes(self) -> None:

@@ -358,7 +358,7 @@ async def test_a_store_that_is_down_is_asked_again_and_logged_once(
                 assert logged() == outage
                 assert len(world.heard) == outage - 1
                 world.store.down = False
-                await until(lambda expected=outage: len(world.heard) == expected)  # type: ignore[misc]
+                await until(lambda expected=outage: len(world.heard) == expected)
                 await polled(2)
             group.cancel_scope.cancel()
     assert logged() == 2

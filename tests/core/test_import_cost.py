@@ -106,7 +106,7 @@ def test_the_facade_offers_a_sorted_handful() -> None:
 
 @pytest.mark.parametrize("module", [tenancy_core, tenancy_sqlite, tenancy_fastapi])
 def test_every_name_of_a_facade_can_be_loaded(module: object) -> None:
-    names: list[str] = module.__all__  # type: ignore[attr-defined]
+    names: list[str] = module.__all__
     for name in names:
         assert getattr(module, name) is not None
     assert set(names) <= set(dir(module))
@@ -115,7 +115,7 @@ def test_every_name_of_a_facade_can_be_loaded(module: object) -> None:
 @pytest.mark.parametrize("module", [tenancy_core, tenancy_sqlite])
 def test_a_facade_says_when_it_does_not_have_a_name(module: object) -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Tenency'"):
-        _ = module.Tenency  # type: ignore[attr-defined]
+        _ = module.Tenency
 
 
 def test_the_facade_loads_its_names_from_the_rooms_that_checkers_see() -> None:

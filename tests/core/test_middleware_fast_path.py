@@ -54,7 +54,7 @@ class Pair:
     def __init__(self, warm: Tenancy, cold: Tenancy, clock: Clock) -> None:
         self.tenancies = (warm, cold)
         self.clock = clock
-        self._pristine = [tenancy.parts.store._state.copy() for tenancy in self.tenancies]  # type: ignore[attr-defined]
+        self._pristine = [tenancy.parts.store._state.copy() for tenancy in self.tenancies]
         self._warm_app = self._app(warm)
 
     @staticmethod
@@ -64,7 +64,7 @@ class Pair:
     def reset(self) -> None:
         """Begin anew: the next example must not see this one."""
         for tenancy, state in zip(self.tenancies, self._pristine, strict=True):
-            tenancy.parts.store._swap(state.copy())  # type: ignore[attr-defined]
+            tenancy.parts.store._swap(state.copy())
             tenancy.parts.directory.forget_all()
         self._warm_app = self._app(self.tenancies[0])
 

@@ -315,7 +315,7 @@ async def test_R18_an_address_that_a_proxy_hands_on_is_kept_in_bounded_form(
         for value in [b"", b",", b"\xff\xfe", b"x" * 70_000, b"[::1]:80"]:
             answer = await get(app, "unknown", (b"x-forwarded-for", value), client=("10.0.0.1", 1))
             assert answer.status == 404
-        kept = app._admission._misses._limiter._arrivals  # type: ignore[union-attr]
+        kept = app._admission._misses._limiter._arrivals
         assert max(map(len, kept)) <= 64
 
 

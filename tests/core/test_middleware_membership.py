@@ -223,7 +223,7 @@ async def test_where_proof_is_required_a_tenant_that_is_only_said_is_refused_and
         answer = await ask(app, http_scope(b"/", (b"x-tenant-id", name)))
         assert outcome(answer) == (401, "token_invalid")
         assert answer.header(b"www-authenticate") == b"Bearer"  # none was sent
-        assert tenancy.parts.store.asked == []  # type: ignore[attr-defined]
+        assert tenancy.parts.store.asked == []
         proven = await ask(app, http_scope(b"/", (b"x-token", b"acme")))
         both = await ask(app, http_scope(b"/", (b"x-token", b"acme"), (b"x-tenant-id", b"acme")))
         said = await ask(app, http_scope(b"/", (b"x-tenant-id", b"acme")))

@@ -58,7 +58,7 @@ def test_an_installed_distribution_is_found_without_anybody_naming_it(
 ) -> None:
     distribution(site, "acme-keys", RESOLVER.format(name="acme-key"))
     tenancy = Tenancy(make_config(resolution_strategy="acme-key"))
-    assert type(tenancy.resolver.inner).__name__ == "Resolver"  # type: ignore[attr-defined]
+    assert type(tenancy.resolver.inner).__name__ == "Resolver"
 
 
 def test_the_same_entry_point_name_in_two_distributions_loads_both(site: Path) -> None:

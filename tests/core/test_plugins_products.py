@@ -311,7 +311,7 @@ def test_custom_may_be_a_plugin_s_name_but_never_two_resolvers(
 ) -> None:
     distribution(site, "acme-plugin", CUSTOM)
     config = make_config(resolution_strategy="custom")
-    assert type(Tenancy(config).resolver.inner).__name__ == "Resolver"  # type: ignore[attr-defined]
+    assert type(Tenancy(config).resolver.inner).__name__ == "Resolver"
     assert refusal(config, resolver=NamesAcme()) == (
         "A resolver object is passed, and acme-plugin registers a resolver 'custom' too. "
         "Leave one of the two out."

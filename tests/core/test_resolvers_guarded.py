@@ -69,12 +69,12 @@ async def test_a_claim_is_handed_on_as_it_is() -> None:
         {},
         ("acme", "theirs"),
         TenantClaim,
-        TenantClaim(None, "theirs"),  # type: ignore[arg-type]
-        TenantClaim(b"acme", "theirs"),  # type: ignore[arg-type]
-        TenantClaim(["acme"], "theirs"),  # type: ignore[arg-type]
-        TenantClaim("acme", "theirs", verified="no"),  # type: ignore[arg-type]
-        TenantClaim("acme", "theirs", verified=None),  # type: ignore[arg-type]
-        TenantClaim("acme", "theirs", verified=1),  # type: ignore[arg-type]
+        TenantClaim(None, "theirs"),
+        TenantClaim(b"acme", "theirs"),
+        TenantClaim(["acme"], "theirs"),
+        TenantClaim("acme", "theirs", verified="no"),
+        TenantClaim("acme", "theirs", verified=None),
+        TenantClaim("acme", "theirs", verified=1),
     ],
     ids=repr,
 )

@@ -132,7 +132,7 @@ def test_S1_a_tenancy_never_prints_its_secrets(make_config: Callable[..., Tenanc
 def test_S1_an_attempt_to_change_a_secret_does_not_print_the_new_one() -> None:
     config = TenancyConfig(database_url=URL_WITH_CANARY)
     for name in ("database_url", "redis_url"):
-        error = caught(lambda name=name: setattr(config, name, CANARY))  # type: ignore[misc]
+        error = caught(lambda name=name: setattr(config, name, CANARY))
         assert CANARY not in str(error) + repr(error)
 
 
@@ -335,7 +335,7 @@ async def test_S1_neither_logs_nor_answers_show_a_url_while_everything_goes_wron
             with pytest.raises(Exception, match="missing") as failure:
                 await read(tenancy)
         assert CANARY not in str(failure.value)
-        await tenancy.parts.store._engine.dispose()  # type: ignore[attr-defined]
+        await tenancy.parts.store._engine.dispose()
         transport = httpx.ASGITransport(TenancyMiddleware(app, tenancy))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             for identifier in ("nobody", "a b", CANARY.upper()):

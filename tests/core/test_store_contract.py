@@ -108,7 +108,7 @@ async def test_what_is_stored_comes_back_as_it_was(store: Store) -> None:
     assert found is not None
     assert found.created_at.utcoffset() is not None
     with pytest.raises(TypeError):
-        found.metadata["nested"]["list"][4]["a"] = "changed"  # type: ignore[index]
+        found.metadata["nested"]["list"][4]["a"] = "changed"
 
 
 async def test_nobody_is_found_under_what_nobody_has(store: Store) -> None:

@@ -207,7 +207,7 @@ class Provisioning:
 
 async def test_C1_a_creation_that_failed_is_finished_by_the_next_call(tenancy: Tenancy) -> None:
     service = tenancy.tenants
-    service._creation._isolation = strategy = Provisioning(tenancy.parts.isolation)  # type: ignore[assignment]
+    service._creation._isolation = strategy = Provisioning(tenancy.parts.isolation)
     with pytest.raises(OSError, match="no space"):
         await service.create("gamma", plan="pro")
     failed = await service.get("gamma")
@@ -243,7 +243,7 @@ async def test_C1_a_creation_that_was_cancelled_is_finished_by_the_next_call(
             started.set()
             await anyio.sleep_forever()
 
-    service._creation._isolation = Hanging(tenancy.parts.isolation)  # type: ignore[assignment]
+    service._creation._isolation = Hanging(tenancy.parts.isolation)
     async with anyio.create_task_group() as group:
         group.start_soon(service.create, "gamma")
         await started.wait()

@@ -439,7 +439,7 @@ async def test_A2_a_log_that_grows_while_it_is_verified_is_right(logs: Tenancy) 
         audit = staticmethod(grow_after("audit"))
         get = store.get
 
-    logs.parts.trail._store = Growing()  # type: ignore[assignment]
+    logs.parts.trail._store = Growing()
     report = await logs.audit.verify(acme)
     assert report.ok, report.reason
     assert report.events >= 7

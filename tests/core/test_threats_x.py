@@ -171,7 +171,7 @@ async def test_X6_a_lifespan_and_its_tasks_have_no_tenant(many: Tenancy) -> None
         seen.append(here())
         seen.append(await asyncio.create_task(asyncio.to_thread(here)))
 
-    await TenancyMiddleware(app, many)({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
+    await TenancyMiddleware(app, many)({"type": "lifespan"}, None, None)
     assert seen == [None, None]
 
 
@@ -327,15 +327,15 @@ async def test_X10_a_tenant_that_requests_share_cannot_be_changed() -> None:
     limits = {"rate_limit_per_minute": 1}
     tenant = record("acme", metadata=given, limits=limits)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        tenant.identifier = "beta"  # type: ignore[misc]
+        tenant.identifier = "beta"
     with pytest.raises((AttributeError, TypeError)):
-        tenant.extra = 1  # type: ignore[attr-defined]
+        tenant.extra = 1
     with pytest.raises(TypeError):
-        tenant.metadata["word"] = "b"  # type: ignore[index]
+        tenant.metadata["word"] = "b"
     with pytest.raises(TypeError):
         tenant.metadata["list"][1]["deep"] = False
     with pytest.raises(TypeError):
-        tenant.limits["rate_limit_per_minute"] = 2  # type: ignore[index]
+        tenant.limits["rate_limit_per_minute"] = 2
     # What it was made from is not shared with it.
     given["word"] = "b"
     limits["rate_limit_per_minute"] = 2

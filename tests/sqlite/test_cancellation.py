@@ -60,10 +60,10 @@ async def settled(tenancy: Tenancy, real: RealConnections) -> None:
     await until(lambda: connections.open == connections.idle == real.now)
     assert connections.waiting == 0
     assert real.most <= connections.ceiling == 4
-    engines = tenancy.parts.isolation._engines  # type: ignore[attr-defined]
+    engines = tenancy.parts.isolation._engines
     assert all(not entry.users for entry in engines._entries.values())
     assert len(engines) <= 3
-    gates = tenancy.parts.isolation._gates  # type: ignore[attr-defined]
+    gates = tenancy.parts.isolation._gates
     assert not [name for name, gate in gates._gates.items() if gate._lock.locked()]
 
 
@@ -119,7 +119,7 @@ async def test_P2_cancelled_when_a_statement_has_just_been_sent(
     """Strikes when the driver's thread works and the task waits for it."""
     async with tenancy.scope("t0") as tenant:
         assert await read(tenancy) == []
-        engines = tenancy.parts.isolation._engines  # type: ignore[attr-defined]
+        engines = tenancy.parts.isolation._engines
         engine = engines._entries[tenant.placement.name].engine.sync_engine
         task: asyncio.Task[None] | None = None
 

@@ -379,7 +379,7 @@ async def test_a_working_folder_that_changes_changes_nothing(
 
 async def _forget_connections(tenancy: Tenancy) -> None:
     """Close what is pooled, so that the next session opens the file anew."""
-    engines = tenancy.parts.isolation._engines  # type: ignore[attr-defined]
+    engines = tenancy.parts.isolation._engines
     await engines.__aexit__(None, None, None)
     await engines.__aenter__()
 

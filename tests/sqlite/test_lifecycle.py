@@ -46,7 +46,7 @@ async def tenancy(
 
 
 def engines(tenancy: Tenancy) -> Any:
-    return tenancy.parts.isolation._engines  # type: ignore[attr-defined]
+    return tenancy.parts.isolation._engines
 
 
 def waits_to_write(tenancy: Tenancy, tenant: Tenant) -> bool:

@@ -309,7 +309,7 @@ async def test_another_process_that_keeps_the_file_makes_the_tenant_unavailable(
 
 
 def _waits_at_the_gate(tenancy: Tenancy, count: int = 1) -> bool:
-    gates: Any = tenancy.parts.isolation._gates  # type: ignore[attr-defined]
+    gates: Any = tenancy.parts.isolation._gates
     (gate,) = gates._gates.values()
     return len(gate._lock._waiters or ()) == count
 
@@ -326,7 +326,7 @@ async def test_writers_go_in_the_order_they_came_and_hold_no_connection_while_th
             await session.execute(text("SELECT 1"))
             for number in range(20):
                 group.create_task(append(number))
-                await until(lambda expected=number + 1: _waits_at_the_gate(tenancy, expected))  # type: ignore[misc]
+                await until(lambda expected=number + 1: _waits_at_the_gate(tenancy, expected))
             assert pooled(tenancy) == 1
     assert await read(tenancy) == [str(number) for number in range(20)]
 
@@ -398,7 +398,7 @@ async def test_whoever_comes_while_the_gate_is_on_its_way_to_another_waits_no_lo
 
             task = asyncio.create_task(second())
             await until(lambda: _waits_at_the_gate(tenancy))
-            gates: Any = tenancy.parts.isolation._gates  # type: ignore[attr-defined]
+            gates: Any = tenancy.parts.isolation._gates
             (gate,) = gates._gates.values()
             await gate.__aexit__(None, None, None)
             assert not gate._lock.locked()
@@ -432,7 +432,7 @@ async def test_P2_a_writer_that_is_cancelled_when_the_gate_opens_for_it_passes_i
         await until(lambda: _waits_at_the_gate(tenancy))
         second = asyncio.create_task(write(tenancy, "second"))
         await until(lambda: _waits_at_the_gate(tenancy, 2))
-        gates: Any = tenancy.parts.isolation._gates  # type: ignore[attr-defined]
+        gates: Any = tenancy.parts.isolation._gates
         (gate,) = gates._gates.values()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):

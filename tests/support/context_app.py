@@ -51,7 +51,7 @@ app = FastAPI(lifespan=lifespan)
 async def stats() -> dict[str, Any]:
     """What is in use, and whom the task of the lifespan has seen."""
     connections = tenancy.parts.connections
-    gates: Any = tenancy.parts.isolation._gates  # type: ignore[attr-defined]
+    gates: Any = tenancy.parts.isolation._gates
     return {
         "in_use": connections.open - connections.idle,
         "waiting": connections.waiting,

@@ -40,7 +40,7 @@ class RealConnections:
         """Return the class with counting around opening and closing."""
         counts = self
 
-        class Counted(factory):  # type: ignore[valid-type, misc]  # made at run time
+        class Counted(factory):  # made at run time
             def __init__(self, *args: Any, **options: Any) -> None:
                 counts._begin()
                 # Closed, or dropped: whatever comes first.
