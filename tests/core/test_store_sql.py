@@ -182,3 +182,15 @@ async def test_every_commit_of_the_store_is_flushed(
     ):
         for pragma, expected in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
             assert (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar() == expected
+
+
+def test_its_connections_are_set_up_whatever_sqlite_was_built_with(tmp_path: Path) -> None:
+    class BuiltByOthers(StoreConnection):
+        def write_ahead(self) -> None:
+            self.execute("PRAGMA synchronous = OFF")
+            self.execute("PRAGMA foreign_keys = OFF")
+            super().write_ahead()
+
+    with closing(BuiltByOthers(str(tmp_path / "any.db"))) as connection:
+        for pragma, expected in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
+            assert connection.execute(f"PRAGMA {pragma}").fetchone() == (expected,)
