@@ -18,6 +18,7 @@ from support.waiting import until
 from tenancy_core import Tenancy, current_tenant
 from tenancy_core.errors import BackendUnavailable, IsolationError
 from tenancy_core.sql.sqlite import TransactionalConnection
+from tenancy_core.testing.suite import strike
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -123,17 +124,17 @@ async def test_P2_cancelled_when_a_statement_has_just_been_sent(
         engine = engines._entries[tenant.placement.name].engine.sync_engine
         task: asyncio.Task[None] | None = None
 
-        def strike(*_: object) -> None:
+        def cancel(*_: object) -> None:
             if task is not None:
                 task.cancel()
 
         def statement(_connection: object, _cursor: object, sql: str, *_: object) -> None:
             if sql.startswith(moment):
-                strike()
+                cancel()
 
         event.listen(engine, "before_cursor_execute", statement)
         if moment in ("commit", "rollback"):
-            event.listen(engine, moment, strike)
+            event.listen(engine, moment, cancel)
 
         async def work() -> None:
             async with tenancy.session() as session:
@@ -166,7 +167,6 @@ async def test_P2_cancelled_after_any_number_of_steps(
     tenancy: Tenancy, real: RealConnections, tmp_path: Path, after: int
 ) -> None:
     """Strikes after the n-th time that the session had to wait for something."""
-    waits = 0
 
     async def work() -> None:
         async with tenancy.scope("t0"), tenancy.session() as session:
@@ -174,18 +174,7 @@ async def test_P2_cancelled_after_any_number_of_steps(
             await session.flush()
             await session.scalars(select(Note))
 
-    task = asyncio.create_task(work())
-    last: object = None
-    while not task.done():
-        waited_for = getattr(task, "_fut_waiter", None)
-        if waited_for is not None and waited_for is not last:
-            last = waited_for
-            if waits == after:
-                task.cancel()
-            waits += 1
-        await asyncio.sleep(0)
-    with suppress(asyncio.CancelledError):
-        await task
+    await strike(work(), after, insist=False)
     async with tenancy.scope("t0"):
         await write(tenancy, "next")
         assert (await read(tenancy))[-1] == "next"

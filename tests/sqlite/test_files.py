@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from support.notes import Base, read, write
 from tenancy_core import Tenancy, TenancyConfig
 from tenancy_core.errors import BackendUnavailable, InvalidIdentifier, IsolationError
+from tenancy_core.sql.sqlite import (
+    READ_ONLY,
+    begin_transactions,
+    connect_args,
+    file_url,
+    report_unavailable,
+)
 from tenancy_core.tenant import Placement, Tenant
 from tenancy_sqlite.files import APPLICATION_ID, TenantFiles
 
@@ -387,3 +396,40 @@ async def _forget_connections(tenancy: Tenancy) -> None:
 async def _cached(tenancy: Tenancy, tenant: str) -> Tenant:
     async with tenancy.scope(tenant) as found:
         return found
+
+
+async def test_what_this_user_may_not_look_at_is_unavailable(
+    tenancy: Tenancy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.stat
+
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        if path.name.startswith("tenant_acme"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(BackendUnavailable, match="PermissionError"):
+        await notes_of(tenancy, "acme")
+    assert await notes_of(tenancy, "beta") == []
+
+
+async def test_a_file_that_nobody_may_write_to_is_unavailable_and_a_read_that_writes_a_mistake(
+    tmp_path: Path,
+) -> None:
+    """Both have the code SQLITE_READONLY."""
+    engine = create_async_engine(file_url(tmp_path / "any.db"), connect_args=connect_args(60))
+    begin_transactions(engine)
+    report_unavailable(engine)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE notes (text)"))
+    write = text("INSERT INTO notes VALUES ('lost')")
+    with pytest.raises(OperationalError, match="readonly"):
+        async with engine.connect() as connection:
+            await connection.execution_options(**{READ_ONLY: True})
+            await connection.execute(write)
+    with pytest.raises(BackendUnavailable, match="SQLITE_READONLY"):
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql("PRAGMA query_only = ON")  # stands for its mode
+            await connection.execute(write)
+    await engine.dispose()

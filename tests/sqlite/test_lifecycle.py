@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import asynccontextmanager
+import sqlite3
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+import anyio.from_thread
 import pytest
 from sqlalchemy import select
 
 from support.notes import Base, Note, read, write
 from support.real_connections import RealConnections, count_connections
 from support.waiting import until
-from tenancy_core import Tenancy
+from tenancy_core import Tenancy, TenantStatus
 from tenancy_core.errors import BackendUnavailable, IsolationError
 from tenancy_core.sql import ConnectionBudget
 from tenancy_sqlite import SqliteDatabaseIsolation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
     from tenancy_core import TenancyConfig, Tenant
 
@@ -367,3 +369,68 @@ async def test_D8_what_the_code_in_a_session_raises_passes_through(
             with pytest.raises(ZeroDivisionError):
                 async with tenancy.session():
                     raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("before", [".db", "-wal", "-shm"])
+async def test_C7_who_still_knows_a_tenant_leaves_nothing_behind_while_it_is_erased(
+    make_config: Callable[..., TenancyConfig], monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Another worker that opens the file between the steps of its removal writes into no log."""
+    outcomes: list[str] = []
+    async with (
+        Tenancy(make_config(), metadata=Base.metadata) as tenancy,
+        Tenancy(make_config(), metadata=Base.metadata) as other,
+    ):
+        acme = await tenancy.tenants.create("acme")
+        await tenancy.tenants.archive("acme")
+
+        async def write_as_other() -> None:
+            try:
+                async with other.parts.isolation.session(acme) as session:
+                    session.add(Note(text="personal"))
+            except IsolationError as error:
+                outcomes.append(type(error).__name__)
+            else:
+                outcomes.append("written")
+
+        real = Path.unlink
+
+        def unlink(path: Path, *, missing_ok: bool = False) -> None:
+            if path.name.startswith("tenant_acme") and path.name.endswith(before):
+                anyio.from_thread.run(write_as_other)
+            real(path, missing_ok=missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", unlink)
+        assert (await tenancy.tenants.erase("acme")).status is TenantStatus.ERASED
+        assert outcomes == ["IsolationError"]
+        folder = Path(tenancy.config.control_url.removeprefix("sqlite+aiosqlite:///")).parent
+    assert [*(folder / "tenants").iterdir()] == []
+
+
+async def test_a_file_that_another_process_writes_to_is_not_removed(
+    make_config: Callable[..., TenancyConfig],
+) -> None:
+    config = make_config(database_pool_timeout=0.2)
+    async with Tenancy(config, metadata=Base.metadata) as tenancy:
+        acme = await tenancy.tenants.create("acme")
+        await tenancy.tenants.archive("acme")
+        folder = Path(config.control_url.removeprefix("sqlite+aiosqlite:///")).parent / "tenants"
+        path = folder / f"{acme.placement.name}.db"
+        with closing(sqlite3.connect(path, isolation_level=None)) as process:
+            process.execute("BEGIN IMMEDIATE")
+            with pytest.raises(BackendUnavailable, match="still being written to"):
+                await tenancy.tenants.erase("acme")
+            assert path.exists()
+        assert [one.outcome for one in await tenancy.tenants.reconcile()] == ["erased"]
+        assert [*folder.iterdir()] == []
+
+
+async def test_a_damaged_file_can_be_erased(make_config: Callable[..., TenancyConfig]) -> None:
+    config = make_config()
+    async with Tenancy(config, metadata=Base.metadata) as tenancy:
+        acme = await tenancy.tenants.create("acme")
+        await tenancy.tenants.archive("acme")
+        folder = Path(config.control_url.removeprefix("sqlite+aiosqlite:///")).parent / "tenants"
+        (folder / f"{acme.placement.name}.db").write_bytes(b"no database at all" * 100)
+        assert (await tenancy.tenants.erase("acme")).status is TenantStatus.ERASED
+        assert [*folder.iterdir()] == []

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from tenancy_core.errors import IsolationError
+from tenancy_core.errors import BackendUnavailable, IsolationError
 from tenancy_core.sql.sqlite import TransactionalConnection, make_file, make_folder
 
 __all__ = ["APPLICATION_ID", "TenantFiles"]
@@ -18,7 +19,7 @@ APPLICATION_ID: Final = 0x74656E61
 half-made, or was never made by this package."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_SIDE_FILES: Final = ("", "-wal", "-shm", "-journal")
+_SIDE_FILES: Final = ("-wal", "-shm", "-journal")
 
 
 class TenantFiles:
@@ -55,8 +56,13 @@ class TenantFiles:
 
         Raises:
             IsolationError: It leads elsewhere; another tenant's file may be there.
+            BackendUnavailable: This user may not look.
         """
-        if path.is_symlink() or path.resolve().parent != self._root:
+        try:
+            outside = path.is_symlink() or path.resolve().parent != self._root
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if outside:
             raise IsolationError(f"{path.name} is a link or lies outside of the tenants' folder.")
 
     def create(self, name: str) -> None:
@@ -79,10 +85,27 @@ class TenantFiles:
         self.check_inside(path)
         return path.is_file()
 
-    def remove(self, name: str) -> None:
-        """Remove the file and what SQLite keeps beside it. No error if it is gone."""
+    def remove(self, name: str, *, patience: float) -> None:
+        """Remove the file and what SQLite keeps beside it. No error if it is gone.
+
+        Other processes may know the tenant for a moment longer. So the file is first made one that
+        nobody serves; then it goes, before what is beside it: a connection that was opened between
+        the two would begin a new log, in plain text, which nobody looks for any more.
+
+        Args:
+            name: Derived for the tenant.
+            patience: Seconds to wait for another process's write.
+
+        Raises:
+            BackendUnavailable: Another process wrote for longer than that; nothing is removed.
+            IsolationError: Something else is in its place.
+        """
         path = self.path(name)
-        for suffix in reversed(_SIDE_FILES):
+        self.check_inside(path)
+        if _identity(path) is not None:
+            _disown(path, patience)
+        path.unlink(missing_ok=True)
+        for suffix in _SIDE_FILES:
             path.with_name(path.name + suffix).unlink(missing_ok=True)
 
     def connection_class(self, *, synchronous: str, complete: bool) -> type[sqlite3.Connection]:
@@ -137,9 +160,29 @@ class TenantFiles:
         return TenantConnection
 
 
+def _disown(path: Path, patience: float) -> None:
+    """Take the mark of a complete database from a file."""
+    with closing(sqlite3.connect(path, timeout=patience, isolation_level=None)) as connection:
+        try:
+            connection.execute("PRAGMA application_id = 0")
+        except sqlite3.Error as error:
+            # What is damaged, or cannot be written to, is served by nobody and can be removed.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                return
+            raise BackendUnavailable(
+                f"The database {path.name} is still being written to by another process."
+            ) from error
+
+
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
         status = path.stat()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
     return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+
+
+def _unreadable(path: Path, error: OSError) -> BackendUnavailable:
+    return BackendUnavailable(f"The file {path.name} cannot be used now ({type(error).__name__}).")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -178,4 +179,4 @@ class SqliteDatabaseIsolation:
         name = tenant.placement.name
         timeout = self._config.database_pool_timeout
         async with self._gates.of(name), self._engines.barred(name, timeout):
-            await anyio.to_thread.run_sync(self._files.remove, name)
+            await anyio.to_thread.run_sync(partial(self._files.remove, name, patience=timeout))

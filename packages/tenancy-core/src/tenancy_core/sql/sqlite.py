@@ -35,6 +35,7 @@ __all__ = [
     "StoreConnection",
     "TransactionalConnection",
     "begin_transactions",
+    "code_of",
     "connect_args",
     "empty_wal",
     "file_url",
@@ -60,6 +61,9 @@ _UNAVAILABLE: Final = frozenset(
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
     }
 )
 
@@ -147,11 +151,17 @@ class TransactionalConnection(sqlite3.Connection):
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                     raise
-                if time.monotonic() >= deadline:
+                left = deadline - time.monotonic()
+                if left <= 0:
                     raise
             else:
-                return
+                break
             time.sleep(_AGAIN_SECONDS)
+            self._wait_at_most(left)
+        self._wait_at_most(self._patience)
+
+    def _wait_at_most(self, seconds: float) -> None:
+        self.execute(f"PRAGMA busy_timeout = {max(0, round(seconds * 1000))}")
 
     def close(self) -> None:
         """Roll back and close."""
@@ -229,19 +239,34 @@ def _empty_wal(connection: Connection) -> bool:
     return not busy
 
 
+def code_of(error: BaseException | None) -> str | None:
+    """Return the name of SQLite's code where an error means that the file cannot be used now."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None or code & 0xFF not in _UNAVAILABLE:
+        return None
+    return getattr(error, "sqlite_errorname", "SQLITE_ERROR")
+
+
 def report_unavailable(engine: AsyncEngine) -> None:
     """Turn "the file cannot be used right now" into ``BackendUnavailable``."""
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def _translate(context: ExceptionContext) -> None:
         error = context.original_exception
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is not None and code & 0xFF in _UNAVAILABLE:
-            name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
+        name = code_of(error)
+        # A write in a transaction that only reads has the same code as a file that nobody may
+        # write to, and is its caller's mistake.
+        if name == "SQLITE_READONLY" and _only_reads(context.connection):
+            return
+        if name is not None:
             raise BackendUnavailable(f"The database file cannot be used now ({name}).") from error
         # A ping that finds the connection lost makes the pool open another, and nobody notices.
         if context.is_disconnect and not context.is_pre_ping and isinstance(error, sqlite3.Error):
             raise BackendUnavailable("The connection to the database file was lost.") from error
+
+
+def _only_reads(connection: Connection | None) -> bool:
+    return connection is not None and bool(connection.get_execution_options().get(READ_ONLY))
 
 
 def begin_transactions(engine: AsyncEngine) -> None:
