@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -159,17 +161,42 @@ class CannotProvision:
     connection = session
 
 
+async def _half_way(tenancy: Tenancy) -> list[str]:
+    return [one.message for one in await tenancy.check() if one.check == "core.unfinished"]
+
+
 async def test_tenants_that_were_never_finished_are_found_once_it_is_nobodys_patience_any_more(
-    make_config: Callable[..., TenancyConfig], monkeypatch: pytest.MonkeyPatch
+    make_config: Callable[..., TenancyConfig],
 ) -> None:
-    async with Tenancy(make_config(), isolation=CannotProvision()) as tenancy:
+    config = make_config()
+    async with Tenancy(config, isolation=CannotProvision()) as tenancy:
         for name in ("acme", "beta"):
             with pytest.raises(OSError, match="full"):
                 await tenancy.tenants.create(name)
-        assert "core.unfinished" not in [item.check for item in await tenancy.check()]
-        monkeypatch.setattr("tenancy_core.checks._PATIENCE", timedelta(seconds=-1))
-        (found,) = [item for item in await tenancy.check() if item.check == "core.unfinished"]
-        assert found.message.endswith(": 2.")
+        assert await _half_way(tenancy) == []
+        path = config.control_url.removeprefix("sqlite+aiosqlite:///")
+        with closing(sqlite3.connect(path, timeout=60)) as control, control:
+            control.execute("UPDATE tenancy_tenants SET updated_at = '2026-01-01 00:00:00'")
+        assert await _half_way(tenancy) == ["Tenants whose creation was begun and not finished: 2."]
         for done in await tenancy.tenants.reconcile(older_than=timedelta(0), remove=True):
             assert done.outcome == "erased"
-        assert "core.unfinished" not in [item.check for item in await tenancy.check()]
+        assert await _half_way(tenancy) == []
+
+
+async def test_tenants_that_are_half_erased_are_found(tenancy: Tenancy) -> None:
+    destroy = tenancy.parts.isolation.destroy
+
+    async def fail(tenant: object) -> None:
+        raise OSError("busy")
+
+    for name in ("acme", "beta"):
+        await tenancy.tenants.archive(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tenancy.parts.isolation, "destroy", fail)
+        with pytest.raises(OSError, match="busy"):
+            await tenancy.tenants.erase("acme")
+    assert tenancy.parts.isolation.destroy == destroy
+    assert await _half_way(tenancy) == ["Tenants whose erasure was begun and not finished: 1."]
+    assert [one.identifier async for one in tenancy.tenants.unfinished()] == ["acme"]
+    assert [done.outcome for done in await tenancy.tenants.reconcile()] == ["erased"]
+    assert await _half_way(tenancy) == []

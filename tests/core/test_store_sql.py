@@ -6,7 +6,7 @@ import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
@@ -16,7 +16,7 @@ from support.processes import Crew, crew
 from support.real_connections import RealConnections, count_connections
 from tenancy_core import Tenancy
 from tenancy_core._stores.sql import SqlTenantStore
-from tenancy_core.errors import BackendUnavailable
+from tenancy_core.errors import BackendUnavailable, ConfigurationError
 from tenancy_core.sql import ConnectionBudget, tables
 from tenancy_core.sql.sqlite import StoreConnection
 
@@ -194,3 +194,61 @@ def test_its_connections_are_set_up_whatever_sqlite_was_built_with(tmp_path: Pat
     with closing(BuiltByOthers(str(tmp_path / "any.db"))) as connection:
         for pragma, expected in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
             assert connection.execute(f"PRAGMA {pragma}").fetchone() == (expected,)
+
+
+def failing(code: int) -> type[StoreConnection]:
+    class Failing(StoreConnection):
+        tries = 0
+
+        def execute(self, statement: str, /, *parameters: Any) -> sqlite3.Cursor:
+            if "journal_mode" in statement:
+                type(self).tries += 1
+                super().execute("BEGIN IMMEDIATE")
+                error = sqlite3.OperationalError("as the disk says")
+                error.sqlite_errorcode = code
+                raise error
+            return super().execute(statement, *parameters)
+
+    return Failing
+
+
+def test_only_a_lock_is_waited_for_and_whoever_fails_keeps_none(tmp_path: Path) -> None:
+    path = str(tmp_path / "any.db")
+    factory: Any = failing(sqlite3.SQLITE_IOERR)
+    with pytest.raises(sqlite3.OperationalError, match="as the disk says") as caught:
+        factory(path, timeout=60)
+    assert factory.tries == 1
+    # While the exception, and with it the connection, is still there.
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+    assert caught.tb is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        (b"no database at all" * 100, ConfigurationError, "SQLITE_NOTADB"),
+        (None, BackendUnavailable, "SQLITE_BUSY"),
+    ],
+)
+async def test_a_file_that_does_not_open_is_told_at_once(
+    make_config: Callable[..., TenancyConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes | None,
+    error: type[Exception],
+    words: str,
+) -> None:
+    """A lock was waited for already when SQLite says so; it is not waited for ten times."""
+    path = tmp_path / "control.db"
+    config = make_config(database_url=f"sqlite+aiosqlite:///{path}", database_pool_timeout=0.1)
+    monkeypatch.setattr("tenancy_core._stores.sql.layout._PAUSE", 3600)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        if content is None:
+            other.execute("PRAGMA locking_mode = EXCLUSIVE")
+            other.execute("CREATE TABLE notes (text)")
+        else:
+            path.write_bytes(content)
+        with pytest.raises(error, match=words):
+            async with SqlTenantStore(config, ConnectionBudget(4)):
+                pass

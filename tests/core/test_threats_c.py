@@ -406,3 +406,18 @@ async def test_C7_what_is_deleted_is_overwritten_whatever_sqlite_was_built_with(
         found = await connection.exec_driver_sql("PRAGMA secure_delete")
         assert found.scalar() == 1
     await engine.dispose()
+
+
+async def test_C7_a_log_that_cannot_be_emptied_does_not_make_an_erasure_fail(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is committed by then; the checkpoint of a full disk is the driver's own, bare error."""
+
+    async def full(_engine: object) -> bool:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr("tenancy_core.sql.sqlite.empty_wal", full)
+    await prepare(tmp_path, "erase")
+    async with control_tenancy(tmp_path) as tenancy:
+        assert (await tenancy.tenants.erase(ACME)).status is TenantStatus.ERASED
+        assert "still in the write-ahead log" in caplog.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from tenancy_core.config import ANY, INSTANCE_KEY
@@ -13,9 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = ["CORE_CHECKS", "run_checks"]
-
-_PATIENCE: Final = timedelta(minutes=5)
-"""A creation that is under way for less than this may well be finished by whoever began it."""
 
 
 async def run_checks(tenancy: Any, checks: Iterable[Check]) -> list[Finding]:  # noqa: ANN401 - Tenancy is above
@@ -166,20 +162,25 @@ async def _seals_are_kept_apart(tenancy: Any) -> Sequence[Finding]:  # noqa: ANN
 
 
 async def _nothing_is_half_way(tenancy: Any) -> Sequence[Finding]:  # noqa: ANN401
-    before = datetime.now(UTC) - _PATIENCE
-    half_way = 0
-    for status in (TenantStatus.PROVISIONING, TenantStatus.FAILED):
-        async for tenant in tenancy.tenants.iterate(status=status):
-            half_way += tenant.updated_at < before
-    if not half_way:
-        return []
+    erased = created = 0
+    async for tenant in tenancy.tenants.unfinished():
+        if tenant.status is TenantStatus.ARCHIVED:
+            erased += 1
+        else:
+            created += 1
+    found = (
+        ("creation", created, "it finishes them, or with remove=True erases them"),
+        ("erasure", erased, "it finishes them"),
+    )
     return [
         Finding(
             "core.unfinished",
             Severity.WARNING,
-            f"Tenants whose creation was begun and not finished: {half_way}.",
-            "Call tenancy.tenants.reconcile(): it finishes them, or with remove=True erases them.",
+            f"Tenants whose {what} was begun and not finished: {number}.",
+            f"Call tenancy.tenants.reconcile(): {remedy}.",
         )
+        for what, number, remedy in found
+        if number
     ]
 
 

@@ -223,9 +223,11 @@ class IsolationStrategy(Protocol):
 
 
 class CacheBackend(Protocol):
-    """A cache that several processes may share, and the bus that tells them what to forget.
+    """A cache that several processes may share, and a bus between them.
 
     Keys are ASCII. Values are opaque bytes: what a backend returns is checked by the caller.
+    ``publish`` and ``subscribe`` are called by nothing in this version: processes poll the store
+    for what they have to forget.
     """
 
     async def get(self, key: str, /) -> bytes | None:
@@ -589,6 +591,10 @@ class TenantStore(Protocol):
 
     async def secret_names(self, tenant_id: UUID, /) -> Sequence[str]:
         """Return the names of a tenant's secrets, sorted."""
+        ...
+
+    async def begun(self, operation: str, /) -> Sequence[UUID]:
+        """Return the tenants for which the journal has a step of this operation."""
         ...
 
     async def instance_key(self) -> bytes:

@@ -134,6 +134,10 @@ class MemoryTenantStore:
         """See the contract."""
         return sorted(name for owner, name in self._state.secrets if owner == tenant_id)
 
+    async def begun(self, operation: str, /) -> Sequence[UUID]:
+        """See the contract."""
+        return [owner for owner, noted in self._state.journal if noted == operation]
+
     async def instance_key(self) -> bytes:
         """See the contract."""
         return self._key

@@ -170,10 +170,9 @@ class Creation:
         current = await self._changes.store.get(tenant_id)
         if current is None or current.status is TenantStatus.ERASED:
             return True
-        if current.status is not TenantStatus.ARCHIVED:
-            return False
-        async with self._changes.store.transaction() as transaction:
-            return bool(await transaction.journaled(tenant_id, ERASE))
+        return current.status is TenantStatus.ARCHIVED and (
+            tenant_id in await self._changes.store.begun(ERASE)
+        )
 
 
 def _activate(old: Tenant) -> Tenant:

@@ -125,8 +125,13 @@ class Erasure:
 
     async def is_begun(self, tenant_id: UUID) -> bool:
         """Whether a tenant's erasure has begun."""
-        async with self._changes.store.transaction() as transaction:
-            return bool(await transaction.journaled(tenant_id, ERASE))
+        return tenant_id in await self._changes.store.begun(ERASE)
+
+    async def begun(self) -> list[Tenant]:
+        """Return the tenants whose erasure has begun, and not ended."""
+        store = self._changes.store
+        found = [await store.get(tenant_id) for tenant_id in await store.begun(ERASE)]
+        return [one for one in found if one is not None and one.status is TenantStatus.ARCHIVED]
 
     async def _begin(self, tenant: Tenant, author: Author, *, before_retention: bool) -> Tenant:
         allowed = {TenantStatus.ARCHIVED, *UNFINISHED}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tenancy_core.tenant import Tenant, TenantStatus
 from tenancy_core.tenants.failures import log_failure
+from tenancy_core.tenants.rules import UNFINISHED
 
 if TYPE_CHECKING:
     from tenancy_core.tenants.changes import Author
@@ -47,23 +48,25 @@ class Reconciliation:
     async def unfinished(
         self, *, older_than: timedelta, remove: bool, author: Author
     ) -> list[Reconciled]:
-        """End what was begun longer ago; see ``TenantService.reconcile``."""
-        before = datetime.now(UTC) - older_than
+        """End what was begun and not finished; see ``TenantService.reconcile``."""
         done: list[Reconciled] = []
+        async for tenant in self.half_way(older_than=older_than):
+            if tenant.status in UNFINISHED and not remove:
+                finish = self._creation.finish(tenant, author)
+                done.append(await self._try(tenant, "provisioned", finish))
+            else:
+                done.append(await self._try(tenant, "erased", self._erase(tenant, author)))
+        return done
+
+    async def half_way(self, *, older_than: timedelta) -> AsyncIterator[Tenant]:
+        """Iterate over what was begun and not finished; see ``TenantService.unfinished``."""
+        before = datetime.now(UTC) - older_than
         for status in (TenantStatus.PROVISIONING, TenantStatus.FAILED):
             async for tenant in self._tenants(status):
-                if tenant.updated_at > before:
-                    continue
-                if remove:
-                    done.append(await self._try(tenant, "erased", self._erase(tenant, author)))
-                else:
-                    finish = self._creation.finish(tenant, author)
-                    done.append(await self._try(tenant, "provisioned", finish))
-        async for tenant in self._tenants(TenantStatus.ARCHIVED):
-            if await self._erasure.is_begun(tenant.id):
-                one = await self._try(tenant, "erased", self._erase(tenant, author))
-                done.append(one)
-        return done
+                if tenant.updated_at <= before:
+                    yield tenant
+        for tenant in await self._erasure.begun():
+            yield tenant
 
     async def expired(self, *, author: Author) -> list[Reconciled]:
         """Erase archived tenants whose retention is over."""

@@ -126,5 +126,15 @@ def require_status(tenant: Tenant, allowed: Collection[TenantStatus], what: str)
     if tenant.status not in allowed:
         raise InvalidTransition(
             f"Tenant {tenant.identifier or tenant.id} is {tenant.status}; it cannot {what}. "
-            f"It would have to be {' or '.join(sorted(allowed))}."
+            f"It would have to be {' or '.join(sorted(allowed))}.{_way_out(tenant.status, allowed)}"
         )
+
+
+def _way_out(status: TenantStatus, allowed: Collection[TenantStatus]) -> str:
+    if status in SERVED and TenantStatus.ARCHIVED in allowed:
+        return " Call archive() first."
+    if status is TenantStatus.ARCHIVED and SERVED & set(allowed):
+        return " Call restore() first."
+    if status in UNFINISHED and SERVED & set(allowed):
+        return " Call create() again, or reconcile(), first."
+    return ""

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from tenancy_core.crypto import reveal_metadata, seal_metadata
 from tenancy_core.errors import ConfigurationError, TenantExists, TenantNotFound
-from tenancy_core.tenant import Tenant, TenantStatus, validate_identifier
+from tenancy_core.tenant import Tenant, TenantStatus, not_found, validate_identifier
 from tenancy_core.tenants.changes import Author, Changes
 from tenancy_core.tenants.creation import Creation
 from tenancy_core.tenants.erasure import Erasure
@@ -42,6 +42,7 @@ __all__ = ["TenantService"]
 
 _MOST_PER_PAGE: Final = 1000
 _PATIENCE: Final = timedelta(minutes=5)
+"""A creation that is under way for less than this may well be finished by whoever began it."""
 
 
 class TenantService:
@@ -110,7 +111,7 @@ class TenantService:
             else await self._store.get_by_identifier(validate_identifier(tenant))
         )
         if found is None:
-            raise TenantNotFound(f"There is no tenant {str(tenant)!r}.")
+            raise TenantNotFound(not_found(tenant))
         return found
 
     async def list(
@@ -214,6 +215,12 @@ class TenantService:
             and await self._vault.reveal(existing) == reveal_metadata(metadata or {}, None)
         ):
             tenant = existing
+        elif existing.status in UNFINISHED:
+            raise TenantExists(
+                f"There is already a tenant {identifier!r}, which was never finished "
+                f"({existing.status}). Call create() with the values that it was begun with, "
+                "reconcile(), or erase()."
+            )
         else:
             raise TenantExists(f"There is already a tenant {identifier!r}.")
         return await self._creation.finish(tenant, author)
@@ -233,8 +240,9 @@ class TenantService:
     ) -> Tenant:
         """Give a tenant another identifier, another name for people, or both.
 
-        Its data stays where it is. The old identifier is nobody's at once; nobody but this tenant
-        can have it until it is released, see :meth:`release`.
+        Its data stays where it is. The old identifier is nobody's at once in this process, and
+        within the poll interval in others; nobody but this tenant can have it until it is
+        released, see :meth:`release`.
 
         Args:
             tenant: Its identifier or its id.
@@ -556,6 +564,14 @@ class TenantService:
                 "it, or erase tenants one by one."
             )
         return await self._reconciliation.expired(author=Author(actor, "archive retention is over"))
+
+    def unfinished(self, *, older_than: timedelta = _PATIENCE) -> AsyncIterator[Tenant]:
+        """Iterate over the tenants whose creation or erasure was begun and not finished.
+
+        Args:
+            older_than: Leave out creations that were begun later: somebody may be at it.
+        """
+        return self._reconciliation.half_way(older_than=older_than)
 
     async def reconcile(
         self,

@@ -571,6 +571,23 @@ class TenantStoreSuite(Suite, published=True):
             assert [*await transaction.journaled(acme.id, "erase")] == ["begun"]
             assert [*await transaction.journaled(beta.id, "create")] == ["recorded"]
 
+    async def test_what_was_begun_is_found(self, store: TenantStore) -> None:
+        """Each tenant with a step of an operation is found once, until the operation is closed."""
+        acme, beta, gamma = make_tenant("acme"), make_tenant("beta"), make_tenant("gamma")
+        await _create(store, acme, beta, gamma)
+        assert [*await store.begun("erase")] == []
+        async with store.transaction() as transaction:
+            for step in ("begun", "half"):
+                await transaction.journal(acme.id, JournalStep("erase", step))
+            await transaction.journal(beta.id, JournalStep("erase", "begun"))
+            await transaction.journal(gamma.id, JournalStep("create", "recorded"))
+        assert sorted(await store.begun("erase")) == sorted([acme.id, beta.id])
+        async with store.transaction() as transaction:
+            await transaction.close_journal(acme.id, "erase")
+            await transaction.close_journal(gamma.id, "erase")
+        assert [*await store.begun("erase")] == [beta.id]
+        assert [*await store.begun("create")] == [gamma.id]
+
     async def test_reservations_are_kept_and_replaced(self, store: TenantStore) -> None:
         """A reservation is read back as it was, until another replaces it."""
         first = Reservation(uuid4(), datetime.now(UTC) + timedelta(days=1))

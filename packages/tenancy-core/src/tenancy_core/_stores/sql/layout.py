@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 from sqlalchemy import insert, inspect, select
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError, ProgrammingError
 
 from tenancy_core.errors import ConfigurationError
-from tenancy_core.sql import tables
+from tenancy_core.sql import sqlite, tables
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -21,15 +21,22 @@ __all__ = ["INSTANCE_KEY", "make_tables"]
 INSTANCE_KEY: Final = "instance"
 _KEY_BYTES: Final = 32
 
+_NO_DATABASE: Final = frozenset({"SQLITE_NOTADB", "SQLITE_CORRUPT"})
+
 _TRIES: Final = 10
 _PAUSE: Final = 0.05
 
 
-async def make_tables(engine: AsyncEngine) -> None:
+async def make_tables(engine: AsyncEngine, setting: str) -> None:
     """Make the tables that are missing, and what has to be in them.
 
+    Args:
+        engine: Of the store.
+        setting: The variable that names its database, for the message.
+
     Raises:
-        ConfigurationError: The tables are there in the layout of another version.
+        ConfigurationError: The tables are there in the layout of another version, or the file is
+            no database.
     """
     # Whoever loses the race to create a table is told that it exists, and finds it there on the
     # next try.
@@ -37,10 +44,18 @@ async def make_tables(engine: AsyncEngine) -> None:
         try:
             async with engine.begin() as connection:
                 await connection.run_sync(_make)
-        except (IntegrityError, OperationalError, ProgrammingError):
-            if not left:
+        except (IntegrityError, OperationalError, ProgrammingError) as error:
+            # Whoever met a lock has waited for it already.
+            if not left or sqlite.code_of(error.orig) is not None:
                 raise
             await anyio.sleep(_PAUSE)
+        except DatabaseError as error:
+            if (code := sqlite.code_of(error.orig)) not in _NO_DATABASE:
+                raise
+            raise ConfigurationError(
+                f"The file that {setting} names is no SQLite database, or a damaged one ({code}). "
+                "Name another, or restore it from a backup."
+            ) from error
         else:
             return
 

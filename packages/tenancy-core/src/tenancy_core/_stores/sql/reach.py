@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from tenancy_core.errors import BackendUnavailable
+from tenancy_core.sql import sqlite
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -28,11 +29,14 @@ class _Reach(AbstractAsyncContextManager[None]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, (OperationalError, OSError, PoolTimeoutError)) or (
-            isinstance(error, DBAPIError) and error.connection_invalidated
+        code = sqlite.code_of(error.orig) if isinstance(error, DBAPIError) else None
+        if (
+            code is not None
+            or isinstance(error, (OperationalError, OSError, PoolTimeoutError))
+            or (isinstance(error, DBAPIError) and error.connection_invalidated)
         ):
             raise BackendUnavailable(
-                f"The tenant store cannot be reached ({type(error).__name__})."
+                f"The tenant store cannot be reached ({code or type(error).__name__})."
             ) from error
 
 

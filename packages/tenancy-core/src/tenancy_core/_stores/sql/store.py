@@ -72,7 +72,7 @@ class SqlTenantStore:
             self._renew_engine()
         try:
             async with reach:
-                await make_tables(self._engine)
+                await make_tables(self._engine, self._setting)
         except BaseException:
             await self._close()
             raise
@@ -155,6 +155,12 @@ class SqlTenantStore:
         columns = tables.secrets.c
         query = select(columns.name).where(columns.tenant_id == tenant_id).order_by(columns.name)
         return [row.name for row in await self._rows(query)]
+
+    async def begun(self, operation: str, /) -> Sequence[UUID]:
+        """See the contract."""
+        columns = tables.journal.c
+        query = select(columns.tenant_id).where(columns.operation == operation).distinct()
+        return [row.tenant_id for row in await self._rows(query)]
 
     async def instance_key(self) -> bytes:
         """See the contract."""

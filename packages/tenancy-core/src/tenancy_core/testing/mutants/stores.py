@@ -1,8 +1,9 @@
 """Stores that make one mistake each."""
 
-# They are broken in what is private to the store that they are made of.
+# They are broken in what is private to the store that they are made of, and their classes of
+# transactions take the place of an attribute of it (N801).
 # pyright: reportPrivateUsage=false
-# ruff: noqa: SLF001
+# ruff: noqa: N801, SLF001
 
 from __future__ import annotations
 
@@ -91,7 +92,7 @@ class StoreCase(TenantStoreSuite):
 class LosesMicroseconds(HonestStore):
     """Keeps whole seconds."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - it takes the place of an attribute
+    class transaction_class(HonestTransaction):
         """Keeps whole seconds."""
 
         __slots__ = ()
@@ -114,7 +115,7 @@ class ForgivesSpelling(HonestStore):
 class TakesIdentifiersTwice(HonestStore):
     """Lets two tenants have one identifier."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Does not look."""
 
         __slots__ = ()
@@ -127,7 +128,7 @@ class TakesIdentifiersTwice(HonestStore):
 class SharesPlaces(HonestStore):
     """Lets two tenants have one place."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Does not look."""
 
         __slots__ = ()
@@ -139,7 +140,7 @@ class SharesPlaces(HonestStore):
 class IsSpoiltByRefusals(HonestStore):
     """Loses the whole transaction when one step of it was refused, and does not tell."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Remembers the refusal."""
 
         __slots__ = ("_spoilt",)
@@ -165,7 +166,7 @@ class IsSpoiltByRefusals(HonestStore):
 class IgnoresVersions(HonestStore):
     """Has no optimistic locking: the last writer wins."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Overwrites."""
 
         __slots__ = ()
@@ -180,7 +181,7 @@ class IgnoresVersions(HonestStore):
 class ForgetsToRename(HonestStore):
     """Keeps the identifier of the first record."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Keeps it."""
 
         __slots__ = ()
@@ -196,7 +197,7 @@ class ForgetsToRename(HonestStore):
 class ListsTheErased(HonestStore):
     """Keeps the identifier of a tenant that is erased."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Keeps it."""
 
         __slots__ = ()
@@ -210,7 +211,7 @@ class ListsTheErased(HonestStore):
 class KeepsSecretsOfTheDeleted(HonestStore):
     """Leaves the secrets of a tenant that is deleted."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Removes the record."""
 
         __slots__ = ()
@@ -223,7 +224,7 @@ class KeepsSecretsOfTheDeleted(HonestStore):
 class CountsTheErased(HonestStore):
     """Counts tenants that are erased."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Counts."""
 
         __slots__ = ()
@@ -236,7 +237,7 @@ class CountsTheErased(HonestStore):
 class ReadsWhatIsCommitted(HonestStore):
     """Reads past the transaction that asks."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Reads elsewhere."""
 
         __slots__ = ()
@@ -285,7 +286,7 @@ class TakesOneFilter(HonestStore):
 class LeavesHalf(HonestStore):
     """Keeps the audit log of a transaction that raised."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Keeps a part."""
 
         __slots__ = ()
@@ -304,7 +305,7 @@ class LeavesHalf(HonestStore):
 class CommitsTheCancelled(HonestStore):
     """Commits what a cancelled task had done so far."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Commits."""
 
         __slots__ = ()
@@ -323,7 +324,7 @@ class CommitsTheCancelled(HonestStore):
 class KeepsItsLock(HonestStore):
     """Keeps everybody out after a transaction that was cancelled."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Keeps the lock."""
 
         __slots__ = ()
@@ -342,7 +343,7 @@ class KeepsItsLock(HonestStore):
 class ShowsTheUncommitted(HonestStore):
     """Lets everybody see what is not committed."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Works in public."""
 
         __slots__ = ()
@@ -357,7 +358,7 @@ class ShowsTheUncommitted(HonestStore):
 class HasNoLock(HonestStore):
     """Lets two transactions begin from one state, and keeps what the later one wrote."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Begins at once."""
 
         __slots__ = ()
@@ -406,7 +407,7 @@ class MakesAKeyEachTime(HonestStore):
 class LosesDetails(HonestStore):
     """Keeps an event without its details."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Loses them."""
 
         __slots__ = ()
@@ -419,7 +420,7 @@ class LosesDetails(HonestStore):
 class ReusesSequences(HonestStore):
     """Takes an event of any sequence."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Does not look."""
 
         __slots__ = ()
@@ -434,7 +435,7 @@ class ReusesSequences(HonestStore):
 class WritesForNobody(HonestStore):
     """Keeps logs of tenants that were never created."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Does not look."""
 
         __slots__ = ()
@@ -447,7 +448,7 @@ class WritesForNobody(HonestStore):
 class RedactsTheLogOnly(HonestStore):
     """Leaves the personal fields in what is still to be delivered."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Forgets the outbox."""
 
         __slots__ = ()
@@ -462,7 +463,7 @@ class RedactsTheLogOnly(HonestStore):
 class DeliversForEver(HonestStore):
     """Does not note that the sinks have an event."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Forgets."""
 
         __slots__ = ()
@@ -474,7 +475,7 @@ class DeliversForEver(HonestStore):
 class CountsTheLastRefusals(HonestStore):
     """Replaces a count where it should add to it."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Replaces."""
 
         __slots__ = ()
@@ -491,7 +492,7 @@ class CountsTheLastRefusals(HonestStore):
 class MixesOperations(HonestStore):
     """Keeps the steps of all operations of a tenant in one list."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Mixes."""
 
         __slots__ = ()
@@ -506,10 +507,19 @@ class MixesOperations(HonestStore):
             return await super().journaled(tenant_id, "any")
 
 
+class FindsEveryOperation(HonestStore):
+    """Takes a tenant with any operation for one with the operation that is asked for."""
+
+    async def begun(self, operation: str, /) -> Sequence[UUID]:
+        """Look at the tenants only."""
+        del operation
+        return list(dict.fromkeys(owner for owner, _ in self._state.journal))
+
+
 class KeepsTheFirstReservation(HonestStore):
     """Does not replace a reservation."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Keeps it."""
 
         __slots__ = ()
@@ -529,7 +539,7 @@ class BurnsNumbers(HonestStore):
         super().__init__()
         self.counter = 0
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Counts outside of itself."""
 
         __slots__ = ()
@@ -550,7 +560,7 @@ class NumbersBeforeItCommits(HonestStore):
         super().__init__()
         self.counter = 0
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Adds to what is there when it ends."""
 
         __slots__ = ("_mine",)
@@ -595,7 +605,7 @@ class KnowsOnlyItself(HonestStore):
 class GivesPlacesAway(HonestStore):
     """Forgets the place of a tenant that is updated."""
 
-    class transaction_class(HonestTransaction):  # noqa: N801 - as above
+    class transaction_class(HonestTransaction):
         """Forgets."""
 
         __slots__ = ()
@@ -665,6 +675,7 @@ STORE_MUTANTS: Final = (
     mutant(StoreCase, DeliversForEver, "test_events_wait_until_the_sinks_have_them"),
     mutant(StoreCase, CountsTheLastRefusals, "test_refusals_add_up"),
     mutant(StoreCase, MixesOperations, "test_the_journal_keeps_the_steps_of_each_operation"),
+    mutant(StoreCase, FindsEveryOperation, "test_what_was_begun_is_found"),
     mutant(StoreCase, KeepsTheFirstReservation, "test_reservations_are_kept_and_replaced"),
     mutant(StoreCase, BurnsNumbers, "test_changes_are_numbered_one_by_one"),
     mutant(StoreCase, NumbersBeforeItCommits, "test_a_follower_never_misses_a_late_change"),

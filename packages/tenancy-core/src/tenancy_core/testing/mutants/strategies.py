@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections import defaultdict
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import anyio
@@ -175,8 +176,6 @@ class HonestFiles:
 
 
 def _placed(tenant: Tenant, name: str) -> Tenant:
-    from dataclasses import replace  # noqa: PLC0415 - only here
-
     return replace(tenant, placement=replace(tenant.placement, name=name))
 
 
