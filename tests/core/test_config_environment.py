@@ -122,13 +122,20 @@ def test_plans_are_json(setenv: Callable[..., None]) -> None:
 @pytest.mark.parametrize(
     ("setting", "text", "sentence"),
     [
-        ("plans", "pro", "TENANCY_PLANS is no JSON object."),
+        (
+            "plans",
+            "pro",
+            (
+                "TENANCY_PLANS is no JSON object; write for instance "
+                '{"pro": {"rate_limit_per_minute": 1000}}.'
+            ),
+        ),
         (
             "plans",
             '{"pro": {"rate_limit_per_minut": 9}}',
             (
-                "TENANCY_PLANS, pro has no setting 'rate_limit_per_minut'. Did you mean "
-                "'rate_limit_per_minute'?"
+                "TENANCY_PLANS, pro has no setting 'rate_limit_per_minut'. There is "
+                "rate_limit_per_minute, rate_limit_burst. Did you mean 'rate_limit_per_minute'?"
             ),
         ),
         (

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -21,13 +23,16 @@ from tenancy_core import NoCurrentTenant, Tenancy, TenancyConfig, TenancyMiddlew
 from tenancy_core import require_tenant as whose
 from tenancy_core.errors import (
     ConfigurationError,
+    InvalidTransition,
+    TenantExists,
+    TenantNotFound,
     UnknownProviderError,
     UnsupportedCombinationError,
 )
 from tenancy_fastapi import install
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 URL = "sqlite+aiosqlite:///./data/control.db"
 NOT_OPEN = (
@@ -432,3 +437,106 @@ def test_code_that_needs_a_tenant_and_has_none() -> None:
         "No tenant is current here. In a request this means an excluded path or a thread that did "
         "not inherit the context; elsewhere open a scope: `async with tenancy.scope('acme'):`."
     )
+
+
+# -- what is passed to Tenancy ---------------------------------------------------------------------
+
+
+class _AsyncHook:
+    async def __call__(self, connection: object, tenant: object, claim: object) -> bool:
+        return True
+
+
+async def _member(connection: object, tenant: object, claim: object) -> bool:
+    return True
+
+
+def _plain(connection: object, tenant: object, claim: object) -> bool:
+    return True
+
+
+async def _without_claim(connection: object, tenant: object) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("hook", "flaw"),
+    [
+        (_plain, "is a plain def; write async def, for it is awaited"),
+        (1, "is a int, and no function"),
+        (_without_claim, "cannot be called with (connection, tenant, claim)"),
+    ],
+)
+def test_a_membership_hook_that_could_never_answer_is_refused_at_once(hook: Any, flaw: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Tenancy(TenancyConfig(database_url=URL), membership=hook)
+    assert str(caught.value) == (
+        f"What is passed to Tenancy(membership=…) {flaw}. It is: "
+        "async def is_member(connection, tenant, claim) -> bool."
+    )
+
+
+@pytest.mark.parametrize("hook", [_member, _AsyncHook(), partial(_member), lambda *_: _member])
+def test_a_membership_hook_may_be_anything_that_can_be_awaited(hook: Any) -> None:
+    assert Tenancy(TenancyConfig(database_url=URL), membership=hook).proves_membership
+
+
+def test_a_url_is_no_configuration() -> None:
+    with pytest.raises(ConfigurationError, match="takes a TenancyConfig, and this is a str"):
+        Tenancy(URL)
+
+
+@pytest.mark.anyio
+async def test_an_id_that_went_through_json_is_told_apart_from_an_identifier(
+    tenancy: Tenancy,
+) -> None:
+    acme = await tenancy.tenants.get("acme")
+    hint = " That looks like an id: pass it as a UUID, UUID('…')."
+    wanted = str(acme.id)
+    for call in (
+        tenancy.tenants.get(wanted),
+        tenancy.find(wanted),
+        tenancy.audit.verify(wanted),
+    ):
+        with pytest.raises(TenantNotFound) as caught:
+            await call
+        assert str(caught.value) == f"There is no tenant {wanted!r}.{hint}"
+    for call in (tenancy.tenants.get("nobody"), tenancy.tenants.get(UUID(int=1))):
+        with pytest.raises(TenantNotFound) as caught:
+            await call
+        assert "looks like" not in str(caught.value)
+
+
+@pytest.mark.anyio
+async def test_what_a_status_does_not_allow_comes_with_the_way_out(tenancy: Tenancy) -> None:
+    async def refused(call: Awaitable[object]) -> str:
+        with pytest.raises(InvalidTransition) as caught:
+            await call
+        return str(caught.value).rpartition(". ")[2]
+
+    assert await refused(tenancy.tenants.erase("acme")) == "Call archive() first."
+    await tenancy.tenants.archive("acme")
+    assert await refused(tenancy.tenants.suspend("acme")) == "Call restore() first."
+    with pytest.MonkeyPatch.context() as patch:
+
+        async def fail(tenant: object) -> None:
+            raise OSError("full")
+
+        patch.setattr(tenancy.parts.isolation, "provision", fail)
+        with pytest.raises(OSError, match="full"):
+            await tenancy.tenants.create("half")
+    way_out = "Call create() again, or reconcile(), first."
+    assert await refused(tenancy.tenants.suspend("half")) == way_out
+    with pytest.raises(TenantExists) as caught:
+        await tenancy.tenants.create("half", name="Another")
+    assert str(caught.value) == (
+        "There is already a tenant 'half', which was never finished (failed). Call create() with "
+        "the values that it was begun with, reconcile(), or erase()."
+    )
+
+
+@pytest.mark.anyio
+async def test_the_checklist_is_of_an_open_tenancy(tenancy: Tenancy) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        await Tenancy(tenancy.config).check()
+    assert str(caught.value) == NOT_OPEN

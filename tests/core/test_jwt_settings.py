@@ -155,7 +155,11 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         listed({"secrets": CANARY}),
-        "TENANCY_JWT_ISSUERS, entry 1 has no setting 'secrets'. Did you mean 'secret'?",
+        (
+            "TENANCY_JWT_ISSUERS, entry 1 has no setting 'secrets'. There is issuer, audience, "
+            "algorithms, secret, jwks_url, public_key, tenant_claim, tenants. "
+            "Did you mean 'secret'?"
+        ),
     ),
 ]
 

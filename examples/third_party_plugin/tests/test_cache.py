@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -16,6 +18,7 @@ from tenancy_core.errors import BackendUnavailable
 from tenancy_core.testing import CacheBackendSuite, FakeClock
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import AsyncIterator
     from pathlib import Path
 
@@ -158,3 +161,24 @@ async def test_several_processes_open_and_write_one_file_at_once(path: Path) -> 
         for _ in range(3):
             group.start_soon(run)
     assert sorted(numbers) == list(range(1, 301))
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_it_does_one_thing_at_a_time_however_its_users_leave(path: Path) -> None:
+    """What asyncio itself cancels goes on in its thread."""
+    at_once: list[int] = []
+    now = 0
+
+    def work(_: sqlite3.Connection) -> None:
+        nonlocal now
+        now += 1
+        at_once.append(now)
+        time.sleep(0.05)
+        now -= 1
+
+    async with FileCacheBackend(path) as cache:
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(cache.run(work), 0.01)
+        await cache.run(work)
+    assert set(at_once) == {1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections import deque
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Final, Self, TypeVar
@@ -59,6 +60,7 @@ class FileCacheBackend:
         self._path = path
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
+        self._used = threading.Lock()
 
     async def __aenter__(self) -> Self:
         self._turn = CapacityLimiter(1)
@@ -79,7 +81,7 @@ class FileCacheBackend:
         with anyio.CancelScope(shield=True):  # also where the application is being cancelled
             connection, self._connection = self._connection, None
             if connection is not None:
-                await to_thread.run_sync(connection.close, limiter=self._turn)
+                await to_thread.run_sync(self._alone, sqlite3.Connection.close, connection)
 
     def _open(self) -> sqlite3.Connection:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -101,7 +103,8 @@ class FileCacheBackend:
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``work`` in a thread, when nothing else uses the connection.
 
-        A caller that is cancelled waits for it: the next one never meets half of it.
+        A caller that is cancelled may leave before it is done; the next one still waits for it, and
+        never meets half of it.
 
         Raises:
             BackendUnavailable: The cache is not open, or SQLite fails.
@@ -110,9 +113,13 @@ class FileCacheBackend:
         if connection is None:
             raise BackendUnavailable("The cache is not open.")
         try:
-            return await to_thread.run_sync(work, connection, limiter=self._turn)
+            return await to_thread.run_sync(self._alone, work, connection, limiter=self._turn)
         except sqlite3.Error as error:
             raise BackendUnavailable("The cache's file does not answer.") from error
+
+    def _alone(self, work: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
+        with self._used:
+            return work(connection)
 
     async def get(self, key: str, /) -> bytes | None:
         """Return the value, or None if it is absent or has expired."""

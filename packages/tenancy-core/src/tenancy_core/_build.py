@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from tenancy_core._directory import ChangeFollower, Directory, L1Cache, TenantCodec
 from tenancy_core._plugins import registry as kinds
 from tenancy_core._plugins.catalogue import DATABASES, EXTRAS
-from tenancy_core._plugins.signatures import accepts, flaw_of_method
+from tenancy_core._plugins.signatures import accepts, flaw_of_function, flaw_of_method
 from tenancy_core._resolvers.chain import ChainResolver
 from tenancy_core._resolvers.guarded import GuardedResolver
 from tenancy_core.audit import AuditLog, AuditTrail, AuditWorker, RefusalBuffer
-from tenancy_core.config import near_miss
+from tenancy_core.config import TenancyConfig, near_miss
 from tenancy_core.contract import (
     AuditSink,
     CacheBackend,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
 
     from tenancy_core._plugins import Offer, Registry
-    from tenancy_core.config import TenancyConfig
 
 __all__ = ["Given", "Parts", "build"]
 
@@ -207,6 +206,27 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
             {id(part): part for part in products if hasattr(part, "__aenter__")}.values()
         ),
     )
+
+
+def require_arguments(config: object, membership: object) -> None:
+    """Refuse what ``Tenancy`` cannot work with, before anything is built.
+
+    Raises:
+        ConfigurationError: The settings are none, or the hook cannot be awaited.
+    """
+    if not isinstance(config, TenancyConfig):
+        raise ConfigurationError(
+            f"Tenancy takes a TenancyConfig, and this is a {type(config).__name__}. Write "
+            "Tenancy(TenancyConfig.from_env()), or Tenancy(TenancyConfig(database_url=…))."
+        )
+    if membership is None:
+        return
+    flaw = flaw_of_function(membership, "connection", "tenant", "claim")
+    if flaw is not None:
+        raise ConfigurationError(
+            f"What is passed to Tenancy(membership=…) {flaw}. It is: "
+            "async def is_member(connection, tenant, claim) -> bool."
+        )
 
 
 def _product(kind: str, offer: Offer, context: BuildContext) -> Any:  # noqa: ANN401 - of that kind

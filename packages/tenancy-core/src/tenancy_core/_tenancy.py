@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 
 from tenancy_core._background import BackgroundTasks, on_asyncio
-from tenancy_core._build import Given, Parts, build
+from tenancy_core._build import Given, Parts, build, require_arguments
 from tenancy_core._plugins import load_plugins
 from tenancy_core.checks import run_checks
 from tenancy_core.context import Binding, binding, require_binding
@@ -25,7 +25,7 @@ from tenancy_core.errors import (
     TenantInactive,
     TenantNotFound,
 )
-from tenancy_core.tenant import Tenant, TenantStatus, validate_identifier
+from tenancy_core.tenant import Tenant, TenantStatus, not_found, validate_identifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
@@ -99,6 +99,7 @@ class Tenancy:
         audit_sinks: Sequence[AuditSink] = (),
         clock: Callable[[], float] = monotonic,
     ) -> None:
+        require_arguments(config, membership)
         self.config = config
         self.membership = membership
         self.clock = clock
@@ -313,7 +314,12 @@ class Tenancy:
     # -- checking ------------------------------------------------------------------------------
 
     async def check(self) -> list[Finding]:
-        """Run the production checklist of all installed packages; the worst come first."""
+        """Run the production checklist of all installed packages; the worst come first.
+
+        Raises:
+            ConfigurationError: It is not open.
+        """
+        _ = self.parts
         return await run_checks(self, [check for check, _ in self._registry.checks])
 
     # -- what a scope needs --------------------------------------------------------------------
@@ -331,8 +337,8 @@ class Tenancy:
         else:
             found = await directory.find_by_id(tenant if isinstance(tenant, UUID) else tenant.id)
         if found is None:
-            name = tenant.identifier if isinstance(tenant, Tenant) else str(tenant)
-            raise TenantNotFound(f"There is no tenant {name!r}.")
+            name = tenant.identifier if isinstance(tenant, Tenant) else tenant
+            raise TenantNotFound(not_found(name))
         return found
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "Placement",
     "Tenant",
     "TenantStatus",
+    "not_found",
     "thaw",
     "validate_identifier",
 ]
@@ -30,6 +31,8 @@ IDENTIFIER_MAX_BYTES: Final = 48
 
 IDENTIFIER_PATTERN: Final = "^[a-z0-9](-?[a-z0-9])*$"
 """The rule as an ECMA regular expression, for JSON Schema."""
+
+_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _IDENTIFIER: Final = re.compile(r"[a-z0-9](?:-?[a-z0-9])*")
 
@@ -52,6 +55,18 @@ def validate_identifier(value: str, /) -> str:
             "A tenant identifier is 1 to 48 characters of a-z and 0-9, with single hyphens inside."
         )
     return value
+
+
+def not_found(wanted: object, /) -> str:
+    """Say that there is no such tenant.
+
+    Args:
+        wanted: An identifier or an id, as it was asked for.
+    """
+    hint = ""
+    if isinstance(wanted, str) and _ID.fullmatch(wanted) is not None:
+        hint = " That looks like an id: pass it as a UUID, UUID('…')."
+    return f"There is no tenant {str(wanted)!r}.{hint}"
 
 
 class TenantStatus(StrEnum):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["accepts", "flaw_of_method"]
+__all__ = ["accepts", "flaw_of_function", "flaw_of_method"]
 
 _AWAITABLE: Final = re.compile(r"Awaitable|Coroutine|Future|Task")
 
@@ -51,6 +51,23 @@ def flaw_of_method(own: object, name: str, wanted: Callable[..., Any]) -> str | 
     by_name = {part.name: None for part in parameters if part.kind is part.KEYWORD_ONLY}
     if not accepts(own, *[None] * (len(parameters) - len(by_name)), **by_name):
         return f"whose method {name} cannot be called as {call}"
+    return None
+
+
+def flaw_of_function(own: object, *given: str) -> str | None:
+    """Say what is wrong with an async function that somebody passed.
+
+    Args:
+        own: What was passed.
+        given: Names of the arguments that it is going to be called with.
+    """
+    call = f"({', '.join(given)})"
+    if not callable(own):
+        return f"is a {type(own).__name__}, and no function"
+    if _is_plain(own):
+        return "is a plain def; write async def, for it is awaited"
+    if not accepts(own, *given):
+        return f"cannot be called with {call}"
     return None
 
 

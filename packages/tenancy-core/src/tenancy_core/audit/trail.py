@@ -10,7 +10,7 @@ from tenancy_core.audit.verification import UNREADABLE, Verification
 from tenancy_core.context import binding
 from tenancy_core.contract import AuditHead
 from tenancy_core.errors import NoCurrentTenant, TenantNotFound
-from tenancy_core.tenant import Tenant, validate_identifier
+from tenancy_core.tenant import Tenant, not_found, validate_identifier
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -220,8 +220,8 @@ class AuditTrail:
         elif await self._has_log(wanted):
             found = wanted
         if found is None:
-            name = tenant.identifier if isinstance(tenant, Tenant) else str(tenant)
-            raise TenantNotFound(f"There is no tenant {name!r}.")
+            name = tenant.identifier if isinstance(tenant, Tenant) else tenant
+            raise TenantNotFound(not_found(name))
         return found
 
     async def _has_log(self, tenant_id: UUID) -> bool:

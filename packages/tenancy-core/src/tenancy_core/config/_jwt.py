@@ -69,7 +69,7 @@ class JwtIssuer(BaseModel):
     audience: _Texts = ()
     algorithms: _Texts = ()
     secret: SecretStr | None = None
-    jwks_url: str | None = None
+    jwks_url: str | None = Field(default=None, repr=False)  # some want a key in its query
     public_key: str | None = Field(default=None, repr=False)
     tenant_claim: str | None = None
     tenants: _Texts = ()

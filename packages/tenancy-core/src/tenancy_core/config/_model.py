@@ -85,7 +85,9 @@ def _object(value: object) -> object:
     try:
         return json.loads(value)
     except ValueError:
-        raise ValueError("is no JSON object") from None
+        raise ValueError(
+            'is no JSON object; write for instance {"pro": {"rate_limit_per_minute": 1000}}'
+        ) from None
 
 
 def _network(value: object) -> object:
@@ -215,7 +217,10 @@ class TenancyConfig(BaseSettings):
     jwt_tenant_claim: str = Field(default="tenant_id", description="Claim that names the tenant.")
     jwt_audience: Names = Field(default=(), description="Audiences that tokens must name.")
     jwt_issuer: str | None = Field(default=None, description="Issuer that tokens must name.")
-    jwt_jwks_url: str | None = Field(default=None, description="Where the issuer's keys are.")
+    # Some issuers want a key in its query.
+    jwt_jwks_url: str | None = Field(
+        default=None, repr=False, description="Where the issuer's keys are."
+    )
     jwt_issuers: Annotated[tuple[JwtIssuer, ...], NoDecode, BeforeValidator(parse_issuers)] = Field(
         default=(), description="JSON: several issuers, each with its keys and audience."
     )
@@ -754,10 +759,11 @@ def _explain(error: ValidationError, model: type[BaseModel], *, prefix: str = PR
                 f"There is no setting {name!r}." + (f" Did you mean {meant!r}?" if meant else "")
             )
         elif problem["type"] == "extra_forbidden":
-            inner_model = _INNER.get(name)
-            meant = near_miss(location[-1], inner_model.model_fields) if inner_model else None
+            known = _INNER[name].model_fields if name in _INNER else {}
+            meant = near_miss(location[-1], known)
             lines.append(
                 f"{', '.join([variable, *location[1:-1]])} has no setting {location[-1]!r}."
+                + (f" There is {', '.join(known)}." if known else "")
                 + (f" Did you mean {meant!r}?" if meant else "")
             )
         elif not name:
