@@ -30,25 +30,13 @@ from tenancy_core.errors import (
 from tenancy_fastapi import install
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
     from tenancy_core import TenancyConfig
     from tenancy_core.contract import StoreTransaction
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=["memory", "sql"])
-async def logs(
-    request: pytest.FixtureRequest, make_config: Callable[..., TenancyConfig]
-) -> AsyncIterator[Tenancy]:
-    """An open ``Tenancy`` with acme and beta, on each store."""
-    store = MemoryTenantStore() if request.param == "memory" else None
-    async with Tenancy(make_config(), store=store, metadata=Base.metadata) as opened:
-        await opened.tenants.create("acme")
-        await opened.tenants.create("beta")
-        yield opened
 
 
 # -- tenancy's own events -------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from support.control import (
     ACME,
     NEW_KEY,
     OLD_KEY,
-    Places,
     actions,
     assert_consistent,
     control_tenancy,
@@ -32,13 +31,16 @@ from tenancy_core.errors import (
     TenantNotFound,
     VersionConflict,
 )
+from tenancy_core.testing.suite import strike
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from support.control import Places
     from tenancy_core import TenancyConfig, Tenant
     from tenancy_core.contract import AuditEvent
+    from tenancy_core.tenants import TenantService
 
 pytestmark = pytest.mark.anyio
 
@@ -56,9 +58,18 @@ class Half:
             await self.go.wait()
 
 
-@pytest.fixture
-def places() -> Places:
-    return Places()
+def stop_once_asked(service: TenantService, monkeypatch: pytest.MonkeyPatch) -> Half:
+    """Stop the first erasure that has asked whether one is begun, with the answer it got."""
+    erasure = service._erasure
+    real, half = erasure.is_begun, Half()
+
+    async def stopped(tenant_id: Any) -> bool:
+        found = await real(tenant_id)
+        await half()
+        return found
+
+    monkeypatch.setattr(erasure, "is_begun", stopped)
+    return half
 
 
 @pytest.fixture
@@ -161,15 +172,7 @@ async def test_C2_two_erasures_that_both_find_none_begun_begin_one(
         service = tenancy.tenants
         acme = await service.create("acme")
         await service.archive("acme")
-        erasure = service._erasure
-        real, half = erasure.is_begun, Half()
-
-        async def stopped(tenant_id: Any) -> bool:
-            found = await real(tenant_id)
-            await half()
-            return found
-
-        monkeypatch.setattr(erasure, "is_begun", stopped)
+        half = stop_once_asked(service, monkeypatch)
         slow = asyncio.create_task(service.erase(acme.id))
         await half.there.wait()
         places.failing["destroy"] = BackendUnavailable("down")
@@ -189,15 +192,7 @@ async def test_C2_an_erasure_that_finds_none_begun_and_then_everything_done_is_d
         service = tenancy.tenants
         acme = await service.create("acme")
         await service.archive("acme")
-        erasure = service._erasure
-        real, half = erasure.is_begun, Half()
-
-        async def stopped(tenant_id: Any) -> bool:
-            found = await real(tenant_id)
-            await half()
-            return found
-
-        monkeypatch.setattr(erasure, "is_begun", stopped)
+        half = stop_once_asked(service, monkeypatch)
         slow = asyncio.create_task(service.erase(acme.id))
         await half.there.wait()
         done = await service.erase(acme.id)
@@ -216,19 +211,10 @@ async def test_C5_a_restoration_and_an_erasure_at_once_end_in_one_of_the_two(
         service = tenancy.tenants
         acme = await service.create("acme")
         await service.archive("acme")
-        half = Half()
         if restored_first:
-            erasure = service._erasure
-            real = erasure.is_begun
-
-            async def stopped(tenant_id: Any) -> bool:
-                found = await real(tenant_id)
-                await half()
-                return found
-
-            monkeypatch.setattr(erasure, "is_begun", stopped)
+            half = stop_once_asked(service, monkeypatch)
         else:
-            places.during["destroy"] = half
+            half = places.during["destroy"] = Half()
         erasing = asyncio.create_task(service.erase(acme.id))
         await half.there.wait()
         if restored_first:
@@ -299,6 +285,7 @@ async def test_C2_two_tenancy_objects_on_one_store_agree(
 # -- cancelled -------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("operation", ["erase", "restore"])
 async def test_C5_cancelled_at_any_wait_it_is_finished_by_the_next_call(
     operation: str, tmp_path: Path
@@ -309,17 +296,7 @@ async def test_C5_cancelled_at_any_wait_it_is_finished_by_the_next_call(
         await prepare(folder, operation)
         async with control_tenancy(folder) as tenancy:
             call = getattr(tenancy.tenants, operation)
-            task = asyncio.create_task(call(ACME))
-            waits, last = 0, None
-            while not task.done():
-                waited_for = getattr(task, "_fut_waiter", None)
-                if waited_for is not None and waited_for is not last:
-                    last = waited_for
-                    if waits == after:
-                        task.cancel()
-                    waits += 1
-                await asyncio.sleep(0)
-            finished = not task.cancelled()
+            finished = not await strike(call(ACME), after, insist=False)
             done = await call(ACME)
             assert done.status == {"erase": "erased", "restore": "suspended"}[operation]
             names = await actions(tenancy, ACME)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.control import NEW_KEY, Places, snapshot
+from support.control import NEW_KEY, snapshot
 from tenancy_core import Tenancy, TenantNotFound, TenantStatus
 from tenancy_core._stores.memory import MemoryTenantStore
 from tenancy_core.crypto import Sensitive
@@ -25,15 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from uuid import UUID
 
+    from support.control import Places
     from tenancy_core import TenancyConfig, Tenant
     from tenancy_core.tenants import TenantService
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def places() -> Places:
-    return Places()
 
 
 @pytest.fixture

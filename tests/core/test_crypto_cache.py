@@ -17,6 +17,7 @@ from tenancy_core._cache.memory import MemoryCacheBackend
 from tenancy_core._directory import TenantCodec
 from tenancy_core._stores.memory import MemoryTenantStore
 from tenancy_core.tenant import Placement, Tenant, TenantStatus
+from tenancy_core.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,16 +25,6 @@ if TYPE_CHECKING:
 CANARY = "canary-4f1d9c"
 STORE = MemoryTenantStore()
 ONE, TWO = "1" * 32, "2" * 32
-
-
-class Clock:
-    """Seconds since the epoch that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def tenant(identifier: str = "acme", **values: Any) -> Tenant:
@@ -53,8 +44,10 @@ def tenant(identifier: str = "acme", **values: Any) -> Tenant:
     )
 
 
-def codec(*keys: str, store: MemoryTenantStore = STORE, clock: Clock | None = None) -> TenantCodec:
-    return TenantCodec(opened(store, *keys), clock or Clock())
+def codec(
+    *keys: str, store: MemoryTenantStore = STORE, clock: FakeClock | None = None
+) -> TenantCodec:
+    return TenantCodec(opened(store, *keys), clock or FakeClock(1_800_000_000.0))
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -146,13 +139,13 @@ def test_while_keys_are_rotated_each_side_believes_the_other() -> None:
 def test_a_value_that_is_put_back_later_is_believed_no_longer_than_it_would_have_been(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    clock = Clock()
+    clock = FakeClock(1_800_000_000.0)
     mine = codec(clock=clock)
     key = mine.key(0, "acme")
     data = mine.encode(key, tenant(), ttl=60)
-    clock.now += 59
+    clock.advance(59)
     assert mine.decode(key, data) is not None
-    clock.now += 1
+    clock.advance(1)
     assert mine.decode(key, data) is None
     assert warnings(caplog) == []
 

@@ -26,9 +26,9 @@ from tenancy_core._resolvers.jwt import jwks
 from tenancy_core._resolvers.jwt.jwks import COOL_DOWN, MAX_AGE, MAX_BYTES, MAX_STALE, PublishedKeys
 from tenancy_core._resolvers.jwt.keys import KeySet, OneKey, jwk_key, pem_key, secret_key
 from tenancy_core.errors import BackendUnavailable
+from tenancy_core.testing import FakeClock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from support.key_server import KeyServer
@@ -42,24 +42,6 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return backend
 
 
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def issuer() -> Iterator[KeyServer]:
-    """A server that publishes the key ``one``."""
-    with key_server() as server:
-        server.publish(jwk(rsa_key(), "one"))
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def start_up() -> None:
     """Import what the first of them imports: they are made at start-up, and not in a request."""
@@ -67,12 +49,12 @@ def start_up() -> None:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
-def keys(issuer: KeyServer, clock: Clock) -> PublishedKeys:
+def keys(issuer: KeyServer, clock: FakeClock) -> PublishedKeys:
     return PublishedKeys(issuer.url, ["RS256"], name="the issuer", clock=clock)
 
 
@@ -104,10 +86,10 @@ async def test_a_hundred_who_come_at_once_make_one_request(
 
 
 async def test_a_hundred_unknown_names_make_one_request_more(
-    issuer: KeyServer, keys: PublishedKeys, clock: Clock
+    issuer: KeyServer, keys: PublishedKeys, clock: FakeClock
 ) -> None:
     assert await found(keys)
-    clock.now += COOL_DOWN
+    clock.advance(COOL_DOWN)
 
     async def ask(number: int) -> None:
         assert not await found(keys, f"unknown-{number}")
@@ -170,10 +152,10 @@ async def test_J14_who_is_cancelled_by_the_loop_does_not_make_an_issuer_be_asked
 
 
 async def test_who_knows_its_key_does_not_wait_for_a_slow_issuer(
-    issuer: KeyServer, keys: PublishedKeys, clock: Clock
+    issuer: KeyServer, keys: PublishedKeys, clock: FakeClock
 ) -> None:
     assert await found(keys)
-    clock.now += MAX_AGE
+    clock.advance(MAX_AGE)
     issuer.gate.clear()
     outcomes: dict[str, bool] = {}
 
@@ -224,7 +206,7 @@ async def test_an_answer_of_just_the_longest_length_is_read(
 
 
 async def test_the_settings_of_the_environment_are_not_followed(
-    issuer: KeyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    issuer: KeyServer, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with key_server() as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -285,7 +267,7 @@ def certificate(folder: Path) -> ssl.SSLContext:
 
 @pytest.mark.parametrize("trusted", [True, False])
 async def test_a_certificate_that_nobody_vouches_for_is_refused(
-    tmp_path: Path, clock: Clock, *, trusted: bool
+    tmp_path: Path, clock: FakeClock, *, trusted: bool
 ) -> None:
     with key_server(certificate(tmp_path)) as issuer:
         issuer.publish(jwk(rsa_key(), "one"))
@@ -307,21 +289,21 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(
 
 
 async def test_without_a_name_the_only_key_that_fits_is_meant(
-    issuer: KeyServer, clock: Clock
+    issuer: KeyServer, clock: FakeClock
 ) -> None:
     keys = PublishedKeys(issuer.url, ["RS256", "ES256"], name="the issuer", clock=clock)
     issuer.publish(jwk(rsa_key(), "one"), jwk(ec_key()))
     assert await found(keys, None, "RS256")
     assert await found(keys, None, "ES256")
     issuer.publish(jwk(rsa_key(), "one"), jwk(rsa_key("b"), "two"), jwk(ec_key()))
-    clock.now += MAX_AGE
+    clock.advance(MAX_AGE)
     assert not await found(keys, None, "RS256")
     assert await found(keys, None, "ES256")
     assert await found(keys, "two", "RS256")
 
 
 async def test_two_keys_of_one_name_are_told_apart_by_algorithm_or_not_at_all(
-    issuer: KeyServer, clock: Clock
+    issuer: KeyServer, clock: FakeClock
 ) -> None:
     keys = PublishedKeys(issuer.url, ["RS256", "ES256"], name="the issuer", clock=clock)
     issuer.publish(
@@ -333,11 +315,11 @@ async def test_two_keys_of_one_name_are_told_apart_by_algorithm_or_not_at_all(
 
 
 async def test_a_set_without_keys_takes_all_of_them_back(
-    issuer: KeyServer, keys: PublishedKeys, clock: Clock
+    issuer: KeyServer, keys: PublishedKeys, clock: FakeClock
 ) -> None:
     assert await found(keys)
     issuer.publish()
-    clock.now += MAX_AGE
+    clock.advance(MAX_AGE)
     assert not await found(keys)
     assert not await found(keys, None)
 
@@ -381,7 +363,7 @@ ALL = ["RS256", "ES256", "EdDSA"]
 
 @pytest.mark.parametrize("what", UNFIT)
 async def test_an_unfit_key_is_passed_over_and_the_others_are_used(
-    issuer: KeyServer, clock: Clock, what: str
+    issuer: KeyServer, clock: FakeClock, what: str
 ) -> None:
     unfit = UNFIT[what]
     if isinstance(unfit, dict):

@@ -13,6 +13,7 @@ from tenancy_core import TenancyMiddleware
 from tenancy_core._ratelimit.misses import MISSES
 from tenancy_core.asgi.openapi import describe_tenant
 from tenancy_core.errors import InvalidCredentials
+from tenancy_core.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,16 +27,6 @@ pytestmark = pytest.mark.anyio
 
 BAD = token(key=SECRET[::-1])
 CHALLENGE = b"www-authenticate"
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def says(tenant: bytes) -> tuple[bytes, bytes]:
@@ -210,7 +201,7 @@ async def test_R20_keys_that_cannot_be_had_are_503_and_never_passed_over(
 async def test_bad_tokens_are_limited_by_address_and_good_ones_never(
     make_config: MakeConfig,
 ) -> None:
-    clock = Clock()
+    clock = FakeClock()
     async with opened(make_config(**FLAT), clock=clock) as tenancy:
         app = TenancyMiddleware(WhoAmI(), tenancy)
         good, other = bearer(token()), ("198.51.100.7", 1)
@@ -221,19 +212,19 @@ async def test_bad_tokens_are_limited_by_address_and_good_ones_never(
         assert limited.header(b"retry-after") == b"1"
         assert outcome(await get(app, good)) == (200, "acme")
         assert (await get(app, bearer(BAD), client=other)).status == 401
-        clock.now += MISSES.interval
+        clock.advance(MISSES.interval)
         assert (await get(app, bearer(BAD))).status == 401
         assert (await get(app, bearer(BAD))).status == 429
 
 
 async def test_who_sends_no_token_is_not_counted(make_config: MakeConfig) -> None:
     config = make_config(**chain("header,jwt", require_verified_tenant=True))
-    async with opened(config, clock=Clock()) as tenancy:
+    async with opened(config, clock=FakeClock()) as tenancy:
         app = TenancyMiddleware(WhoAmI(), tenancy)
         for _ in range(MISSES.burst + 1):
             assert (await get(app, says(b"acme"))).status == 401
         assert (await get(app, bearer(BAD))).status == 401
-    async with opened(make_config(**FLAT), clock=Clock()) as tenancy:
+    async with opened(make_config(**FLAT), clock=FakeClock()) as tenancy:
         app = TenancyMiddleware(WhoAmI(), tenancy)
         for _ in range(MISSES.burst + 1):
             assert (await get(app)).status == 401
@@ -252,7 +243,7 @@ async def test_a_resolver_says_whether_there_was_anything_to_guess_with(
             error.presented = presented
             raise error
 
-    async with opened(make_config(), resolver=Sessions(), clock=Clock()) as tenancy:
+    async with opened(make_config(), resolver=Sessions(), clock=FakeClock()) as tenancy:
         app = TenancyMiddleware(WhoAmI(), tenancy)
         for _ in range(MISSES.burst):
             answer = await get(app)
@@ -273,7 +264,7 @@ async def test_guesses_of_tokens_and_of_tenants_are_counted_together(
             return None
 
     config = make_config(**chain("custom,jwt,header"))
-    async with opened(config, resolver=Keys(), clock=Clock()) as tenancy:
+    async with opened(config, resolver=Keys(), clock=FakeClock()) as tenancy:
         app = TenancyMiddleware(WhoAmI(), tenancy)
         for _ in range(MISSES.burst // 3):
             assert (await get(app, bearer(BAD))).status == 401

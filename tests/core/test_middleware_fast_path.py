@@ -210,6 +210,7 @@ steps = st.one_of(
 )
 
 
+@pytest.mark.storm
 @settings(
     max_examples=5_000 if os.environ.get("TENANCY_TEST_FULL") else 150,
     database=None,

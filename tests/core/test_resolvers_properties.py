@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from tenancy_core.contract import Resolver
 
+pytestmark = pytest.mark.storm
+
 T = TypeVar("T")
 
 EXAMPLES = settings(

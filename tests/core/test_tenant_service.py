@@ -25,6 +25,7 @@ from tenancy_core.errors import (
     TenantExists,
     VersionConflict,
 )
+from tenancy_core.testing.suite import strike
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,6 +150,7 @@ async def test_suspending_and_resuming_are_audited_and_done_once(tenancy: Tenanc
 # -- C1: cancelled and failed ------------------------------------------------------------------
 
 
+@pytest.mark.storm
 async def test_C1_a_creation_cancelled_at_any_step_is_finished_by_the_next_call(
     make_config: Callable[..., TenancyConfig], tmp_path: Path
 ) -> None:
@@ -159,17 +161,7 @@ async def test_C1_a_creation_cancelled_at_any_step_is_finished_by_the_next_call(
         folder = tmp_path / f"cancelled-{after}"
         config = make_config(database_url=f"sqlite+aiosqlite:///{folder}/control.db")
         async with Tenancy(config, metadata=Base.metadata) as tenancy:
-            task = asyncio.create_task(tenancy.tenants.create("acme"))
-            waits, last = 0, None
-            while not task.done():
-                waited_for = getattr(task, "_fut_waiter", None)
-                if waited_for is not None and waited_for is not last:
-                    last = waited_for
-                    if waits == after:
-                        task.cancel()
-                    waits += 1
-                await asyncio.sleep(0)
-            done = not task.cancelled()
+            done = not await strike(tenancy.tenants.create("acme"), after, insist=False)
             left = (await tenancy.tenants.list()).items
             seen.add(left[0].status if left else "nothing")
             with suppress(TenantExists):

@@ -23,24 +23,12 @@ from tenancy_core.contract import AuditHead
 from tenancy_core.errors import BackendUnavailable, TenantNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
 EVENTS = 8
-
-
-@pytest.fixture(params=["memory", "sql"])
-async def logs(
-    request: pytest.FixtureRequest, make_config: Callable[..., TenancyConfig]
-) -> AsyncIterator[Tenancy]:
-    """An open ``Tenancy`` with acme and beta, on each store."""
-    store = MemoryTenantStore() if request.param == "memory" else None
-    async with Tenancy(make_config(), store=store, metadata=Base.metadata) as opened:
-        await opened.tenants.create("acme")
-        await opened.tenants.create("beta")
-        yield opened
 
 
 # -- A1: somebody with a database client ----------------------------------------------------------

@@ -33,9 +33,10 @@ from tenancy_core import ConfigurationError, Tenancy, TenancyMiddleware, TenantS
 from tenancy_core._resolvers.jwt import JwtResolver
 from tenancy_core._resolvers.jwt.jwks import COOL_DOWN, MAX_AGE, MAX_BYTES, MAX_STALE
 from tenancy_core.errors import InvalidCredentials, InvalidIdentifier
+from tenancy_core.testing import FakeClock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from support.key_server import KeyServer
     from support.scopes import Answer
@@ -57,24 +58,6 @@ def label(value: object) -> str:
     """Return the name of a parameter: short, and another for each."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}…{len(text)}"
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def issuer() -> Iterator[KeyServer]:
-    """A server that publishes the key ``one``."""
-    with key_server() as server:
-        server.publish(jwk(rsa_key(), "one"))
-        yield server
 
 
 @asynccontextmanager
@@ -480,12 +463,12 @@ async def test_J11_keys_in_a_token_are_not_read(make_config: MakeConfig, issuer:
 async def test_J13_a_new_key_is_accepted_after_one_more_request(
     make_config: MakeConfig, issuer: KeyServer
 ) -> None:
-    clock = Clock()
+    clock = FakeClock()
     async with serving(make_config(**rs256(issuer)), clock=clock) as send:
         assert issuer.asked == 0, "nothing is fetched before it is needed"
         assert accepted(await send(by(rsa_key())))
         issuer.publish(jwk(rsa_key(), "one"), jwk(rsa_key("b"), "two"))
-        clock.now += COOL_DOWN
+        clock.advance(COOL_DOWN)
         assert accepted(await send(by(rsa_key("b"), "two")))
         assert issuer.asked == 2
         assert accepted(await send(by(rsa_key())))
@@ -495,14 +478,14 @@ async def test_J13_a_new_key_is_accepted_after_one_more_request(
 async def test_J13_a_removed_key_is_refused_after_its_age(
     make_config: MakeConfig, issuer: KeyServer
 ) -> None:
-    clock = Clock()
+    clock = FakeClock()
     async with serving(make_config(**rs256(issuer)), clock=clock) as send:
         assert accepted(await send(by(rsa_key())))
         issuer.publish(jwk(rsa_key("b"), "two"))
-        clock.now += MAX_AGE - 1
+        clock.advance(MAX_AGE - 1)
         assert accepted(await send(by(rsa_key())))
         assert issuer.asked == 1
-        clock.now += 1
+        clock.advance(1)
         assert refused(await send(by(rsa_key())))
         assert accepted(await send(by(rsa_key("b"), "two")))
         assert issuer.asked == 2
@@ -511,12 +494,12 @@ async def test_J13_a_removed_key_is_refused_after_its_age(
 async def test_J13_unknown_names_of_keys_make_one_request_per_cool_down(
     make_config: MakeConfig, issuer: KeyServer
 ) -> None:
-    clock = Clock()
+    clock = FakeClock()
     async with serving(make_config(**rs256(issuer)), clock=clock) as send:
         for number in range(20):
             assert refused(await send(by(rsa_key(), f"unknown-{number}")))
         assert issuer.asked == 1
-        clock.now += COOL_DOWN
+        clock.advance(COOL_DOWN)
         for number in range(20):
             assert refused(await send(by(rsa_key(), f"unknown-{number}")))
         assert issuer.asked == 2
@@ -591,7 +574,7 @@ async def test_J14_without_keys_nobody_knows_and_nobody_is_told_401(
     make_config: MakeConfig, issuer: KeyServer, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FAULTS[fault](issuer, monkeypatch)
-    async with serving(make_config(**rs256(issuer)), clock=Clock()) as send:
+    async with serving(make_config(**rs256(issuer)), clock=FakeClock()) as send:
         for _ in range(3):
             answer = await send(by(rsa_key()))
             assert (answer.status, answer.code) == (503, "backend_unavailable")
@@ -607,18 +590,18 @@ async def test_J14_without_keys_nobody_knows_and_nobody_is_told_401(
 async def test_J14_keys_that_were_fetched_hold_until_they_are_stale(
     make_config: MakeConfig, issuer: KeyServer, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock()
+    clock = FakeClock()
     async with serving(make_config(**rs256(issuer)), clock=clock) as send:
         assert accepted(await send(by(rsa_key())))
         FAULTS[fault](issuer, monkeypatch)
-        clock.now += MAX_AGE
+        clock.advance(MAX_AGE)
         assert accepted(await send(by(rsa_key())))
         assert refused(await send(by(rsa_key("b")))), "a forged one is known to be forged"
         # The key of this one may have been published since.
         assert (await send(by(rsa_key("b"), "two"))).status == 503
-        clock.now += MAX_STALE - MAX_AGE - 1
+        clock.advance(MAX_STALE - MAX_AGE - 1)
         assert accepted(await send(by(rsa_key())))
-        clock.now += COOL_DOWN
+        clock.advance(COOL_DOWN)
         answer = await send(by(rsa_key()))
         assert (answer.status, answer.code) == (503, "backend_unavailable")
 
@@ -626,13 +609,13 @@ async def test_J14_keys_that_were_fetched_hold_until_they_are_stale(
 async def test_J14_an_issuer_that_is_back_is_asked_after_the_cool_down(
     make_config: MakeConfig, issuer: KeyServer
 ) -> None:
-    clock = Clock()
+    clock = FakeClock()
     async with serving(make_config(**rs256(issuer)), clock=clock) as send:
         issuer.status = 500
         assert (await send(by(rsa_key()))).status == 503
         issuer.status = 200
         assert (await send(by(rsa_key()))).status == 503
-        clock.now += COOL_DOWN
+        clock.advance(COOL_DOWN)
         assert accepted(await send(by(rsa_key())))
         assert issuer.asked == 2
 

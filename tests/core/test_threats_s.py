@@ -437,7 +437,7 @@ async def test_S8_nor_does_one_of_the_tenant_store(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "control.db").write_bytes(b"no database" * 1000)
     config = TenancyConfig(database_url=f"sqlite+aiosqlite:///{folder}/control.db")
-    with pytest.raises((DatabaseError, TenancyError), match="not a database") as caught:
+    with pytest.raises((DatabaseError, TenancyError), match="no SQLite database") as caught:
         async with Tenancy(config, metadata=Base.metadata):
             pass
     error: BaseException | None = caught.value

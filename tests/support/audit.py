@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tenancy_core.tenant import TenantStatus
+from tenancy_core.testing import RecordingAuditSink
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -16,14 +17,8 @@ if TYPE_CHECKING:
     from tenancy_core.contract import AuditEvent
 
 
-class Sink:
-    """Keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.events: list[AuditEvent] = []
-
-    async def write(self, event: AuditEvent, /) -> None:
-        self.events.append(event)
+class Sink(RecordingAuditSink):
+    """Keeps what it gets, and says what was done."""
 
     @property
     def actions(self) -> list[str]:
