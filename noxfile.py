@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-DATABASES = {"sqlite": "tenancy-sqlite"}
+DATABASES = {"sqlite": "tenancy-sqlite", "postgres": "tenancy-postgres"}
 FRAMEWORKS = {"fastapi": "tenancy-fastapi"}
 PACKAGES = ("tenancy-core", *DATABASES.values(), *FRAMEWORKS.values())
 

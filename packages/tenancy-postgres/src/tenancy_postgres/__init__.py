@@ -1,0 +1,1 @@
+"""Multi-tenancy on PostgreSQL: a schema for each tenant, or row-level security."""

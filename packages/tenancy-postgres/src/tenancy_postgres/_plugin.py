@@ -1,0 +1,3 @@
+"""What this package offers. Nothing here imports a driver."""
+
+TENANCY_HOOK_API = 1
