@@ -1,1 +1,33 @@
-"""Multi-tenancy on PostgreSQL: a schema for each tenant, or row-level security."""
+"""Multi-tenancy on PostgreSQL: a schema for each tenant, or row-level security.
+
+Installed beside ``tenancy-core``, it is selected by a ``postgresql+asyncpg://`` URL; no code names
+it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from tenancy_postgres.rls import RlsIsolation
+    from tenancy_postgres.schema import SchemaIsolation
+    from tenancy_postgres.settings import PostgresSettings
+
+__all__ = ["PostgresSettings", "RlsIsolation", "SchemaIsolation"]
+
+_ROOMS: Final = {
+    "PostgresSettings": "tenancy_postgres.settings",
+    "RlsIsolation": "tenancy_postgres.rls",
+    "SchemaIsolation": "tenancy_postgres.schema",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
+    if name in _ROOMS:
+        return getattr(import_module(_ROOMS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

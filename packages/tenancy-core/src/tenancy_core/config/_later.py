@@ -14,7 +14,6 @@ _HYBRID: Final = "hybrid isolation"
 
 LATER: Final[dict[str, str]] = {
     "database_url_template": "a database server per tenant",
-    "schema_prefix": "schema isolation",
     "rls_setting": "row-level security",
     "standard_isolation_strategy": _HYBRID,
     "premium_isolation_strategy": _HYBRID,
@@ -27,5 +26,5 @@ LATER: Final[dict[str, str]] = {
 }
 """Setting → the feature that it belongs to."""
 
-LATER_IN_PLANS: Final = ("concurrency", "statement_timeout", "lock_timeout", "idle_timeout")
+LATER_IN_PLANS: Final = ("concurrency",)
 """Values of a plan whose feature is not there yet."""

@@ -103,18 +103,30 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 
 
+# PostgreSQL counts milliseconds, in 31 bits; 0 would mean "for ever".
+Seconds = Annotated[float, Field(ge=0.001, le=2_147_483)]
+
+
 class Plan(BaseModel):
     """What a plan allows; each value is optional and falls back to the flat setting.
 
     Attributes:
         rate_limit_per_minute: Accepted requests per window.
         rate_limit_burst: Requests that may come at once.
+        statement_timeout: Seconds that a statement may take.
+        lock_timeout: Seconds that a statement may wait for a lock.
+        idle_timeout: Seconds that a transaction may stay idle.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
 
     rate_limit_per_minute: int | None = Field(default=None, ge=1)
     rate_limit_burst: int | None = Field(default=None, ge=1)
+    statement_timeout: Seconds | None = None
+    lock_timeout: Seconds | None = None
+    idle_timeout: Seconds | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from tenancy_core.config import TenancyConfig
     from tenancy_core.sql.budget import ConnectionBudget
 
-__all__ = ["EngineCache", "EngineLease", "close_engine", "make_engine"]
+__all__ = [
+    "EngineCache",
+    "EngineLease",
+    "EngineSource",
+    "Lease",
+    "SharedEngine",
+    "close_engine",
+    "make_engine",
+]
 
 _log = logging.getLogger("tenancy")
 
@@ -46,8 +54,14 @@ def make_engine(
         config: Gives the pool settings and ``database_echo``.
         budget: The ceiling.
         control: Whether it serves the control plane.
-        **options: Passed on to ``create_async_engine``.
+        **options: Passed on to ``create_async_engine``, where they win over the settings.
     """
+    settings: dict[str, Any] = {
+        "pool_recycle": config.database_pool_recycle,
+        "pool_pre_ping": config.database_pool_pre_ping,
+        "echo": config.database_echo,
+        **options,
+    }
     return create_async_engine(
         url,
         poolclass=BudgetedPool,
@@ -58,11 +72,8 @@ def make_engine(
             timeout=config.database_pool_timeout,
             control=control,
         ),
-        pool_recycle=config.database_pool_recycle,
-        pool_pre_ping=config.database_pool_pre_ping,
-        echo=config.database_echo,
         hide_parameters=_HIDDEN,
-        **options,
+        **settings,
     )
 
 
@@ -76,6 +87,47 @@ async def close_engine(engine: AsyncEngine) -> None:
     await settle(engine.dispose())
     if isinstance(pool, BudgetedPool):
         await pool.let_go()
+
+
+class Lease(Protocol):
+    """An engine in use."""
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine."""
+        ...
+
+    async def release(self) -> None:
+        """Give the engine back. Call it once."""
+        ...
+
+
+class EngineSource(Protocol):
+    """Where sessions take the engine of a tenant from."""
+
+    def lease(self, key: str) -> Lease:
+        """Return the engine of a key; release it after use."""
+        ...
+
+
+class SharedEngine:
+    """One engine for all tenants: what tells them apart is in their transactions.
+
+    Attributes:
+        engine: The engine.
+    """
+
+    __slots__ = ("engine",)
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+
+    def lease(self, key: str) -> SharedEngine:  # noqa: ARG002 - as EngineSource
+        """Return the one engine."""
+        return self
+
+    async def release(self) -> None:
+        """Nothing is held."""
 
 
 class EngineLease:

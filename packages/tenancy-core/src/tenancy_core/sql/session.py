@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-    from tenancy_core.sql.engines import EngineCache, EngineLease
+    from tenancy_core.sql.engines import EngineSource, Lease
     from tenancy_core.tenant import Tenant
 
 __all__ = ["TenantConnectionContext", "TenantSessionContext", "require_own"]
+
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def require_own(tenant: Tenant, isolation: str) -> None:
@@ -61,10 +64,10 @@ class _Leased:
 
     def __init__(
         self,
-        engines: EngineCache,
+        engines: EngineSource,
         key: str,
         *,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] = _NONE,
         gate: AbstractAsyncContextManager[object] | None = None,
     ) -> None:
         """Prepare; nothing is taken before the block is entered.
@@ -79,7 +82,7 @@ class _Leased:
         self._key = key
         self._options = options
         self._gate = gate
-        self._lease: EngineLease | None = None
+        self._lease: Lease | None = None
         self._task: asyncio.Task[Any] | None = None
         self._when_done: Callable[[asyncio.Task[Any]], None] | None = None
 
@@ -118,7 +121,7 @@ class _Leased:
     async def _finish(self) -> None:
         raise NotImplementedError
 
-    async def _take(self) -> Any:  # noqa: ANN401 - AsyncEngine, or its option view
+    async def _take(self) -> AsyncEngine:
         if self._gate is not None:
             await self._gate.__aenter__()
         try:
@@ -127,8 +130,7 @@ class _Leased:
             if self._gate is not None:
                 await self._gate.__aexit__(None, None, None)
             raise
-        engine = self._lease.engine
-        return engine.execution_options(**self._options) if self._options else engine
+        return self._lease.engine
 
     async def _give_back(self) -> None:
         try:
@@ -148,7 +150,7 @@ class TenantSessionContext(_Leased):
 
     __slots__ = ("_session", "_tenant")
 
-    def __init__(self, engines: EngineCache, tenant: Tenant, **how: Any) -> None:
+    def __init__(self, engines: EngineSource, tenant: Tenant, **how: Any) -> None:
         super().__init__(engines, tenant.placement.name, **how)
         self._tenant = tenant
         self._session: AsyncSession | None = None
@@ -159,6 +161,7 @@ class TenantSessionContext(_Leased):
             engine,
             close_resets_only=False,
             expire_on_commit=False,
+            execution_options=self._options,
             info={"tenant": self._tenant},
         )
         self._enter()
@@ -194,7 +197,7 @@ class TenantConnectionContext(_Leased):
 
     __slots__ = ("_connection",)
 
-    def __init__(self, engines: EngineCache, tenant: Tenant, **how: Any) -> None:
+    def __init__(self, engines: EngineSource, tenant: Tenant, **how: Any) -> None:
         super().__init__(engines, tenant.placement.name, **how)
         self._connection: AsyncConnection | None = None
 
@@ -203,6 +206,8 @@ class TenantConnectionContext(_Leased):
         try:
             connection: AsyncConnection = await engine.connect()
             self._connection = connection
+            if self._options:
+                await connection.execution_options(**self._options)
             await connection.begin()
         except BaseException:
             await settle(self._finish())

@@ -1,0 +1,186 @@
+"""The engine that all tenants share: every transaction on it is one tenant's, or does not begin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+from sqlalchemy import event
+from sqlalchemy.util import await_only
+
+from tenancy_core.errors import IsolationError
+from tenancy_core.sql import make_engine
+from tenancy_core.sql.postgres import WITHOUT_PREPARED, replace_closed
+from tenancy_postgres.connection import TenantConnection
+from tenancy_postgres.failures import report_failures, unavailable
+from tenancy_postgres.scope import scope_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import URL, Connection, Dialect
+    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.pool import PoolResetState
+
+    from tenancy_core.config import TenancyConfig
+    from tenancy_core.sql import ConnectionBudget
+
+__all__ = ["Link", "make_tenant_engine"]
+
+_LEVELS: Final[dict[str | None, str]] = {
+    None: "BEGIN",
+    "read_committed": "BEGIN ISOLATION LEVEL READ COMMITTED",
+    "repeatable_read": "BEGIN ISOLATION LEVEL REPEATABLE READ",
+    "serializable": "BEGIN ISOLATION LEVEL SERIALIZABLE",
+}
+
+
+class Link:
+    """What is between this process and the server. It is known once somebody has looked.
+
+    Attributes:
+        pooled: Whether a pooler is there; True until it is known, which is the careful guess.
+        prepared: Whether statements can be prepared and kept.
+    """
+
+    __slots__ = ("pooled", "prepared")
+
+    def __init__(self) -> None:
+        self.pooled = True
+        self.prepared = False
+
+
+def make_tenant_engine(
+    url: URL,
+    config: TenancyConfig,
+    budget: ConnectionBudget,
+    link: Link,
+    *,
+    connect_args: dict[str, Any],
+    tagged: bool,
+    is_missing: Callable[[str], Any],
+) -> AsyncEngine:
+    """Make an engine on which nothing runs outside of a tenant's transaction.
+
+    Args:
+        url: Of the database, with the role of the tenants' sessions.
+        config: Gives the settings of the pool.
+        budget: The ceiling on connections.
+        link: Read for each new connection.
+        connect_args: For asyncpg.
+        tagged: Whether scopes may have a tag.
+        is_missing: Awaited with the name of a tenant's schema where a table was not found.
+    """
+    engine = make_engine(
+        url,
+        config,
+        budget,
+        connect_args={"connection_class": TenantConnection, **connect_args},
+        pool_pre_ping=False,
+        # Whatever ends a transaction cleans the connection in the same message.
+        pool_reset_on_return=None,
+    )
+    if config.database_pool_pre_ping:
+        replace_closed(engine)
+    report_failures(engine, is_missing)
+    _connect(engine, link)
+    _begin(engine)
+    _reset(engine)
+    if tagged:
+        _tag(engine)
+    return engine
+
+
+def _connect(engine: AsyncEngine, link: Link) -> None:
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def _open(dialect: Dialect, _record: object, args: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401 - DBAPI
+        if not link.prepared:
+            options.update(WITHOUT_PREPARED)
+        if not link.pooled:
+            # A transaction that is nobody's finds nothing. (Poolers refuse this parameter.)
+            options["server_settings"] = {**options.get("server_settings", {}), "search_path": ""}
+        try:
+            return dialect.connect(*args, **options)
+        except OSError as error:  # which SQLAlchemy hands on as it is; a time-out is one
+            raise unavailable(error) from error
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _know(connection: Any, _record: object) -> None:  # noqa: ANN401 - DBAPI
+        connection.driver_connection.pooled = link.pooled
+
+
+def _begin(engine: AsyncEngine) -> None:
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin_as_tenant(connection: Connection) -> None:
+        scope = scope_of(connection)
+        if scope is None:
+            raise IsolationError("A tenants' connection was used without a tenant.")
+        adapter: Any = connection.connection.dbapi_connection
+        if adapter.autocommit:
+            raise IsolationError(
+                "A tenant's session cannot be switched to AUTOCOMMIT: what makes it the tenant's "
+                "lasts for one transaction. Run such statements with a role of their own."
+            )
+        begin = _LEVELS[adapter.isolation_level]
+        if scope.read_only or adapter.readonly:
+            begin += " READ ONLY"
+        if adapter.deferrable:
+            begin += " DEFERRABLE"
+        begin = f"{begin};{scope.settings}"
+        try:
+            await_only(adapter.driver_connection.open_transaction(begin))
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            _begin_again(connection, begin, error)
+        except BaseException as error:
+            # Whatever it was told, nobody waits for the answer.
+            connection.invalidate(error)
+            raise
+
+
+def _begin_again(connection: Connection, begin: str, error: Exception) -> None:
+    """Send the BEGIN once more, on a new connection, where the link was found dead.
+
+    A connection whose other end vanished without a word is noticed by the first message over it,
+    and nothing was done before that.
+
+    Raises:
+        BackendUnavailable: There is no new connection either, or the server refuses the BEGIN.
+    """
+    adapter: Any = connection.connection.dbapi_connection
+    if not adapter.driver_connection.is_closed():
+        connection.invalidate(error)
+        raise unavailable(error) from error
+    connection.invalidate(error)
+    try:
+        renewed: Any = connection.connection.dbapi_connection
+        await_only(renewed.driver_connection.open_transaction(begin))
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as again:
+        connection.invalidate(again)
+        raise unavailable(again) from again
+    except BaseException as again:
+        connection.invalidate(again)
+        raise
+
+
+def _reset(engine: AsyncEngine) -> None:
+    @event.listens_for(engine.sync_engine, "reset")
+    def _clean(dbapi_connection: Any, _record: object, state: PoolResetState) -> None:  # noqa: ANN401 - DBAPI
+        # Without a greenlet nothing can be awaited; SQLAlchemy then closes the connection.
+        if state.asyncio_safe:
+            driver: TenantConnection = dbapi_connection.driver_connection
+            if not driver.is_closed():
+                await_only(driver.clean())
+
+
+def _tag(engine: AsyncEngine) -> None:
+    @event.listens_for(engine.sync_engine, "before_cursor_execute", retval=True)
+    def _add_tag(
+        connection: Connection,
+        _cursor: object,
+        statement: str,
+        parameters: Any,  # noqa: ANN401 - DBAPI
+        _context: object,
+        _many: bool,  # noqa: FBT001 - SQLAlchemy's signature
+    ) -> tuple[str, Any]:
+        scope = scope_of(connection)
+        return (statement + scope.tag if scope is not None else statement), parameters

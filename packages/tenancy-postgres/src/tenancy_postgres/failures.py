@@ -1,0 +1,85 @@
+"""PostgreSQL's way of saying "not now" and "not yours", in tenancy's words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+from sqlalchemy import event
+from sqlalchemy.util import await_only
+
+from tenancy_core.errors import BackendUnavailable, CrossTenantWrite, IsolationError
+from tenancy_core.sql.postgres import code_of
+from tenancy_postgres.scope import scope_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sqlalchemy.engine import ExceptionContext
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["report_failures", "unavailable"]
+
+_WITH_CHECK: Final = "ExecWithCheckOptions"
+"""The function of the server that refuses a row which no policy allows. The SQLSTATE is that of
+every missing right, and texts are translated; this is not
+(https://www.postgresql.org/docs/current/protocol-error-fields.html)."""
+
+_DENIED: Final = "42501"
+_READ_ONLY: Final = "25006"
+_MISSING: Final = frozenset({"42P01", "3F000"})
+_TIMEOUTS: Final = {
+    "57014": "a statement took longer than its time-out, or was cancelled",
+    "55P03": "a lock was held for longer than its time-out",
+    "25P03": "the transaction was idle for longer than its time-out",
+}
+
+
+def unavailable(error: BaseException) -> BackendUnavailable:
+    """Return the error for a database that cannot be used now; it does not repeat the driver's."""
+    code = getattr(error, "sqlstate", None)
+    why = _TIMEOUTS.get(code or "", code or type(error).__name__)
+    return BackendUnavailable(f"The tenant's database cannot be used now ({why}).")
+
+
+def report_failures(engine: AsyncEngine, is_missing: Callable[[str], Awaitable[bool]]) -> None:
+    """Turn what the driver raises into tenancy's errors, where it is about the tenant's place.
+
+    Args:
+        engine: Of the tenants.
+        is_missing: Tells whether a schema is not there.
+    """
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def _translate(context: ExceptionContext) -> None:
+        error: Any = context.original_exception
+        if not isinstance(error, Exception):
+            return  # cancelled: SQLAlchemy drops the connection
+        # asyncpg's own error, below SQLAlchemy's translation of it.
+        error = getattr(error, "__cause__", None) or error
+        scope = None if context.connection is None else scope_of(context.connection)
+        code = getattr(error, "sqlstate", None)
+        if code == _DENIED and getattr(error, "server_source_function", None) == _WITH_CHECK:
+            if context.connection is not None:
+                context.connection.connection.driver_connection.doom()
+            raise CrossTenantWrite(
+                "A row of another tenant was to be written; nothing of this transaction is."
+            ) from error
+        if code == _READ_ONLY and not (scope is not None and scope.read_only):
+            # A standby that took over from the server, or has not been promoted yet.
+            raise unavailable(error) from error
+        if code_of(error) is not None or context.is_disconnect or _is_link(error):
+            raise unavailable(error) from error
+        if (
+            code in _MISSING
+            and scope is not None
+            and scope.place is not None
+            and await_only(is_missing(scope.place))
+        ):
+            raise IsolationError(
+                "The tenant has no schema in this database: it was not provisioned, or removed."
+            ) from error
+
+
+def _is_link(error: BaseException) -> bool:
+    return isinstance(error, (OSError, asyncpg.PostgresConnectionError))
