@@ -144,7 +144,9 @@ class TestMemoryRateLimiterByTheMachinesClock(RateLimiterSuite):
 
 
 class TestSqliteDatabaseIsolation(IsolationSuite):
-    capabilities = frozenset({"own_place", "server_enforced", "transactional_ddl"})
+    capabilities = frozenset(
+        {"concurrent_sessions", "own_place", "server_enforced", "transactional_ddl"}
+    )
 
     @pytest.fixture
     async def isolation(

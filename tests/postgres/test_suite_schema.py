@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
+from support.services.databases import fresh_database
 from tenancy_core import TenancyConfig
 from tenancy_core.sql import ConnectionBudget
 from tenancy_core.testing import IsolationSuite
 from tenancy_postgres import PostgresSettings, SchemaIsolation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from support.services.databases import PostgresDatabase
-    from tenancy_core import IsolationStrategy
+    from support.services.pgbouncer import PgBouncer
+    from support.services.postgres import Postgres
+    from tenancy_core import IsolationStrategy, Tenant
+
+TABLE = "tenancy_suite_notes"
 
 LEAVINGS = (
     ("SET search_path = public", "SELECT pg_catalog.current_setting('search_path')"),
     ("SET statement_timeout = 12345", "SELECT pg_catalog.current_setting('statement_timeout')"),
-    ("SET app.remains = 'behind'", "SELECT nullif(pg_catalog.current_setting('app.remains', true), '')"),
+    (
+        "SET app.remains = 'behind'",
+        "SELECT nullif(pg_catalog.current_setting('app.remains', true), '')",
+    ),
     ("CREATE TEMPORARY TABLE left_behind (id integer)", "SELECT id FROM left_behind"),
     (
         "SELECT pg_catalog.pg_advisory_lock(815)",
-        "SELECT pg_catalog.count(*) FROM pg_catalog.pg_locks"
-        " WHERE locktype = 'advisory' AND objid = 815",
+        "SELECT objid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objid = 815",
     ),
     ("LISTEN left_behind", "SELECT * FROM pg_catalog.pg_listening_channels()"),
     (
@@ -39,25 +46,31 @@ class SchemaSuite(IsolationSuite):
     capabilities = frozenset(
         {
             "cleans_connections",
+            "concurrent_sessions",
             "concurrent_writers",
             "own_place",
             "refuses_autocommit",
         }
     )
     isolation_name = "schema"
-    settings: dict[str, Any] = {}
+    settings: ClassVar[dict[str, Any]] = {}
+    one_role = False
+    pooler: ClassVar[dict[str, Any] | None] = None
+
+    @pytest.fixture
+    def database(self, postgres_server: Postgres) -> Iterator[PostgresDatabase]:
+        with fresh_database(postgres_server, createrole=True) as database:
+            yield database
 
     @pytest.fixture
     async def isolation(
-        self, postgres_database: PostgresDatabase
+        self, database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer]
     ) -> AsyncIterator[IsolationStrategy]:
         # One of the things that a handler can leave behind.
-        await postgres_database.admin(
-            f'GRANT TEMPORARY ON DATABASE "{postgres_database.name}" TO "{postgres_database.app}"'
-        )
+        await database.admin(f'GRANT TEMPORARY ON DATABASE "{database.name}" TO PUBLIC')
         config = TenancyConfig(
-            database_url=postgres_database.app_url,
-            control_database_url=postgres_database.control_url,
+            database_url=self.url_of(database, pgbouncer),
+            control_database_url=None if self.one_role else database.control_url,
             database_pool_size=4,
             database_max_overflow=0,
             max_database_connections=6,
@@ -70,9 +83,67 @@ class SchemaSuite(IsolationSuite):
         ) as opened:
             yield opened
 
+    def url_of(self, database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer]) -> str:
+        """Return the URL of the sessions' role."""
+        if self.pooler is None:
+            return database.owner_url if self.one_role else database.app_url
+        bouncer = pgbouncer(pool_mode="transaction", default_pool_size=1, **self.pooler)
+        return database.url(database.app, via=bouncer)
+
     def leavings(self) -> Sequence[tuple[str, str]]:
         return LEAVINGS
+
+    def attacks(self, victim: Tenant) -> Sequence[Sequence[str]]:
+        place = f'"{victim.placement.name}".tenancy_suite_notes'
+        return (
+            (f"SELECT text FROM {place}",),  # noqa: S608 - ours
+            (f"UPDATE {place} SET text = 'taken'",),  # noqa: S608 - ours
+            (f'SET LOCAL search_path = "{victim.placement.name}"', f"TABLE {TABLE}"),
+        )
 
 
 class TestSchema(SchemaSuite):
     pass
+
+
+class TestQualified(SchemaSuite):
+    settings: ClassVar = {"schema_mode": "qualified"}
+
+    def table_of(self, tenant: Tenant) -> str:
+        return f'"{tenant.placement.name}".{TABLE}'
+
+
+class TestRoles(SchemaSuite):
+    settings: ClassVar = {"schema_roles": True}
+    capabilities = SchemaSuite.capabilities | {"server_enforced"}
+
+
+class TestQualifiedRoles(TestQualified):
+    settings: ClassVar = {"schema_mode": "qualified", "schema_roles": True}
+    capabilities = SchemaSuite.capabilities | {"server_enforced"}
+
+
+class TestOneRole(SchemaSuite):
+    """Without a role for the control plane: the tables belong to the sessions' own."""
+
+    capabilities = SchemaSuite.capabilities | {"transactional_ddl"}
+    one_role = True
+
+
+# One server connection for all: whoever has a session open has it.
+ALONE = frozenset({"concurrent_sessions"})
+
+
+class TestSchemaPooled(SchemaSuite):
+    capabilities = SchemaSuite.capabilities - ALONE
+    pooler: ClassVar = {"max_prepared_statements": 0}
+
+
+class TestQualifiedPooled(TestQualified):
+    capabilities = TestQualified.capabilities - ALONE
+    pooler: ClassVar = {"max_prepared_statements": 0}
+
+
+class TestRolesPooled(TestRoles):
+    capabilities = TestRoles.capabilities - ALONE
+    pooler: ClassVar = {"max_prepared_statements": 0}

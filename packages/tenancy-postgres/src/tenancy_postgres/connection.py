@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import asyncpg
 from asyncpg.transaction import Transaction
 
 from tenancy_core.errors import CommitUnknown, IsolationError
+
+IsolationLevel: TypeAlias = Literal[
+    "read_committed", "read_uncommitted", "serializable", "repeatable_read"
+]
 
 __all__ = ["CLEANING", "TenantConnection"]
 
@@ -25,7 +29,7 @@ CLEANING: Final = (
     "RESET ROLE;RESET ALL;SELECT pg_catalog.pg_advisory_unlock_all();UNLISTEN *;CLOSE ALL;"
     "DISCARD TEMP"
 )
-"""What ``DISCARD ALL`` does, less the prepared statements, which the driver keeps, and the plans."""
+"""What ``DISCARD ALL`` does, less prepared statements, which the driver keeps, and plans."""
 
 _MARK: Final = "tenancy.committed"
 
@@ -40,7 +44,7 @@ _NOT_COMMITTED: Final = frozenset({"23", "40"})
 """Classes of errors with which a COMMIT fails for sure: a deferred constraint, a conflict."""
 
 
-class TenantConnection(asyncpg.Connection):  # type: ignore[type-arg]  # the class takes no argument at run time
+class TenantConnection(asyncpg.Connection):
     """Opens transactions for one tenant after the other, and leaves nothing between them.
 
     Attributes:
@@ -70,7 +74,11 @@ class TenantConnection(asyncpg.Connection):  # type: ignore[type-arg]  # the cla
         self._begun = True
 
     def transaction(
-        self, *, isolation: Any = None, readonly: bool = False, deferrable: bool = False
+        self,
+        *,
+        isolation: IsolationLevel | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
     ) -> Transaction:
         """Return the transaction that :meth:`open_transaction` began.
 
@@ -133,6 +141,10 @@ class TenantConnection(asyncpg.Connection):  # type: ignore[type-arg]  # the cla
         await self.execute(_ROLLBACK)
         self._used = False
 
+    def use(self) -> None:
+        """Have it cleaned before somebody else gets it."""
+        self._used = True
+
     async def clean(self) -> None:
         """Leave nothing of whoever used it; nothing is sent where the last message did so."""
         if self._used:
@@ -163,10 +175,6 @@ class _OpenTransaction(Transaction):
     async def commit(self) -> None:
         """Commit and clean."""
         await self._own.commit()
-
-    def doom(self) -> None:
-        """Let the transaction end in a rollback, whatever it is told."""
-        self._doomed = True
 
     async def rollback(self) -> None:
         """Roll back and clean."""

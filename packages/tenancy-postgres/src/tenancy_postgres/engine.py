@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -16,7 +17,7 @@ from tenancy_postgres.failures import report_failures, unavailable
 from tenancy_postgres.scope import scope_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from sqlalchemy import URL, Connection, Dialect
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from tenancy_core.config import TenancyConfig
     from tenancy_core.sql import ConnectionBudget
 
-__all__ = ["Link", "make_tenant_engine"]
+__all__ = ["Link", "Target", "make_shared_engine", "make_tenant_engine"]
 
 _LEVELS: Final[dict[str | None, str]] = {
     None: "BEGIN",
@@ -50,55 +51,81 @@ class Link:
         self.prepared = False
 
 
-def make_tenant_engine(
-    url: URL,
-    config: TenancyConfig,
-    budget: ConnectionBudget,
-    link: Link,
-    *,
-    connect_args: dict[str, Any],
-    tagged: bool,
-    is_missing: Callable[[str], Any],
-) -> AsyncEngine:
-    """Make an engine on which nothing runs outside of a tenant's transaction.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the tenants' sessions go.
 
-    Args:
-        url: Of the database, with the role of the tenants' sessions.
+    Attributes:
+        url: Of the database, with their role.
+        connect_args: For asyncpg.
         config: Gives the settings of the pool.
         budget: The ceiling on connections.
         link: Read for each new connection.
-        connect_args: For asyncpg.
-        tagged: Whether scopes may have a tag.
         is_missing: Awaited with the name of a tenant's schema where a table was not found.
     """
+
+    url: URL
+    connect_args: dict[str, Any]
+    config: TenancyConfig
+    budget: ConnectionBudget
+    link: Link
+    is_missing: Callable[[str], Awaitable[bool]]
+
+
+def make_shared_engine(
+    target: Target, *, server_settings: dict[str, str] | None = None, **options: Any
+) -> AsyncEngine:
+    """Make an engine whose connections come back to the pool as they left it.
+
+    Args:
+        target: Where to.
+        server_settings: Of each connection, where no pooler stands between.
+        **options: For ``create_async_engine``.
+    """
     engine = make_engine(
-        url,
-        config,
-        budget,
-        connect_args={"connection_class": TenantConnection, **connect_args},
+        target.url,
+        target.config,
+        target.budget,
+        connect_args={"connection_class": TenantConnection, **target.connect_args},
         pool_pre_ping=False,
         # Whatever ends a transaction cleans the connection in the same message.
         pool_reset_on_return=None,
+        **options,
     )
-    if config.database_pool_pre_ping:
+    if target.config.database_pool_pre_ping:
         replace_closed(engine)
-    report_failures(engine, is_missing)
-    _connect(engine, link)
-    _begin(engine)
+    report_failures(engine, target.is_missing)
+    _connect(engine, target.link, server_settings or {})
     _reset(engine)
+    return engine
+
+
+def make_tenant_engine(target: Target, *, search_path: str | None, tagged: bool) -> AsyncEngine:
+    """Make an engine on which nothing runs outside of a tenant's transaction.
+
+    Args:
+        target: Where to.
+        search_path: What holds outside of one, where no pooler stands between; None leaves the
+            role's own.
+        tagged: Whether scopes may have a tag.
+    """
+    engine = make_shared_engine(
+        target, server_settings=None if search_path is None else {"search_path": search_path}
+    )
+    _begin(engine)
     if tagged:
         _tag(engine)
     return engine
 
 
-def _connect(engine: AsyncEngine, link: Link) -> None:
+def _connect(engine: AsyncEngine, link: Link, server_settings: dict[str, str]) -> None:
     @event.listens_for(engine.sync_engine, "do_connect")
     def _open(dialect: Dialect, _record: object, args: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401 - DBAPI
         if not link.prepared:
             options.update(WITHOUT_PREPARED)
+        # Poolers refuse parameters that they do not track.
         if not link.pooled:
-            # A transaction that is nobody's finds nothing. (Poolers refuse this parameter.)
-            options["server_settings"] = {**options.get("server_settings", {}), "search_path": ""}
+            options["server_settings"] = {**options.get("server_settings", {}), **server_settings}
         try:
             return dialect.connect(*args, **options)
         except OSError as error:  # which SQLAlchemy hands on as it is; a time-out is one

@@ -61,7 +61,8 @@ def report_failures(engine: AsyncEngine, is_missing: Callable[[str], Awaitable[b
         code = getattr(error, "sqlstate", None)
         if code == _DENIED and getattr(error, "server_source_function", None) == _WITH_CHECK:
             if context.connection is not None:
-                context.connection.connection.driver_connection.doom()
+                driver: Any = context.connection.connection.driver_connection
+                driver.doom()
             raise CrossTenantWrite(
                 "A row of another tenant was to be written; nothing of this transaction is."
             ) from error

@@ -20,7 +20,7 @@ from tenancy_core.sql import (
     require_own,
 )
 from tenancy_core.sql.postgres import WITHOUT_PREPARED, code_of, connect_args, replace_closed
-from tenancy_postgres.engine import Link, make_tenant_engine
+from tenancy_postgres.engine import Link, Target, make_tenant_engine
 from tenancy_postgres.failures import unavailable
 from tenancy_postgres.quoting import quote_literal
 from tenancy_postgres.scope import SCOPE, Scope
@@ -58,6 +58,7 @@ class PostgresIsolation:
     """
 
     name: ClassVar[str]
+    _search_path: ClassVar[str | None] = None
     tenants: ServerFacts
     admin: ServerFacts
 
@@ -96,7 +97,17 @@ class PostgresIsolation:
     # -- engines -------------------------------------------------------------------------------
 
     def _make_engines(self) -> None:
-        self._engine = self._tenant_engine()
+        self._target = Target(
+            url=self._url,
+            connect_args=self._arguments,
+            config=self._config,
+            budget=self._connections,
+            link=self._link,
+            is_missing=self._is_missing,
+        )
+        self._engine = make_tenant_engine(
+            self._target, search_path=self._search_path, tagged=self._is_tagged()
+        )
         self._shared = SharedEngine(self._engine)
         self._admin_engine = make_engine(
             self._admin_url,
@@ -107,17 +118,6 @@ class PostgresIsolation:
             pool_pre_ping=False,
         )
         replace_closed(self._admin_engine)
-
-    def _tenant_engine(self) -> AsyncEngine:
-        return make_tenant_engine(
-            self._url,
-            self._config,
-            self._connections,
-            self._link,
-            connect_args=self._arguments,
-            tagged=self._is_tagged(),
-            is_missing=self._is_missing,
-        )
 
     def _is_tagged(self) -> bool:
         return False
@@ -154,11 +154,14 @@ class PostgresIsolation:
 
     async def _close(self) -> None:
         self._closed = True
-        for engine in (self._engine, self._admin_engine):
-            try:
-                await close_engine(engine)
-            except BackendUnavailable:
-                _log.warning("a connection to the tenants' database was not closed in time")
+        await self._let_go(self._engine)
+        await self._let_go(self._admin_engine)
+
+    async def _let_go(self, engine: AsyncEngine) -> None:
+        try:
+            await close_engine(engine)
+        except BackendUnavailable:
+            _log.warning("a connection to the tenants' database was not closed in time")
 
     async def _look(self) -> None:
         async with self._engine.connect() as connection:
@@ -209,15 +212,16 @@ class PostgresIsolation:
         """See the contract."""
         require_own(tenant, self.name)
         options = self._options(tenant, read_only=read_only)
-        return TenantSessionContext(self._source(tenant, read_only=read_only), tenant, options=options)
+        return TenantSessionContext(
+            self._source(tenant, read_only=read_only), tenant, options=options
+        )
 
     def connection(self, tenant: Tenant, /, *, read_only: bool = False) -> TenantConnectionContext:
         """See the contract."""
         require_own(tenant, self.name)
         options = self._options(tenant, read_only=read_only)
-        return TenantConnectionContext(
-            self._source(tenant, read_only=read_only), tenant, options=options
-        )
+        source = self._source(tenant, read_only=read_only)
+        return TenantConnectionContext(source, tenant, options=options)
 
     def _source(self, tenant: Tenant, *, read_only: bool) -> SharedEngine:  # noqa: ARG002 - for those with two
         return self._shared
@@ -227,11 +231,14 @@ class PostgresIsolation:
 
     def _ride_along(self, tenant: Tenant) -> str:
         """Return what every transaction of a tenant sets besides the tenant itself."""
-        settings = self._plans.get(tenant.plan, "") if tenant.plan is not None else ""
+        settings = self._plan_settings(tenant)
         if self._settings.application_name:
             name = f"{self._settings.application_name}/{tenant.identifier}"
             settings += f";SET LOCAL application_name={quote_literal(name)}"
         return settings
+
+    def _plan_settings(self, tenant: Tenant) -> str:
+        return "" if tenant.plan is None else self._plans.get(tenant.plan, "")
 
     def _time_outs(self, plan: str) -> str:
         given = self._config.plans[plan]

@@ -205,7 +205,7 @@ class _Block:
 class StrategyCase(IsolationSuite):
     """The suite on files."""
 
-    capabilities = frozenset({"own_place", "transactional_ddl"})
+    capabilities = frozenset({"concurrent_sessions", "own_place", "transactional_ddl"})
     product: ClassVar[type[Any]] = HonestFiles
 
     @pytest.fixture

@@ -1,0 +1,172 @@
+"""What a live database says about tables: whether they are there, and what protects them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Table
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+__all__ = ["PUBLIC", "PolicyState", "TableState", "states_of"]
+
+PUBLIC: Final = ""
+"""Stands for everybody among the roles of a policy. No role has this name."""
+
+# A name without a schema is looked up as a statement would: in the search path of this role.
+# Partitions and other children come with their table, for they can be read by their own names.
+_TABLES: Final = text(
+    """
+    WITH RECURSIVE wanted AS (
+      SELECT w.number, (
+        SELECT c.oid
+          FROM pg_catalog.pg_class AS c
+          JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+          LEFT JOIN pg_catalog.unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY
+            AS p (name, position) ON p.name = n.nspname
+         WHERE c.relname = w.name
+           AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+           AND (n.nspname = w.schema OR (w.schema IS NULL AND p.name IS NOT NULL))
+         ORDER BY p.position
+         LIMIT 1
+      ) AS oid
+      FROM pg_catalog.unnest(CAST(:schemas AS text[]), CAST(:names AS text[])) WITH ORDINALITY
+        AS w (schema, name, number)
+    ), family AS (
+      SELECT number, oid, true AS is_parent FROM wanted WHERE oid IS NOT NULL
+      UNION
+      SELECT f.number, i.inhrelid, false
+        FROM family AS f JOIN pg_catalog.pg_inherits AS i ON i.inhparent = f.oid
+    )
+    SELECT f.number::int - 1 AS number, f.is_parent, c.oid::bigint AS oid,
+           pg_catalog.format('%I.%I', n.nspname, c.relname) AS name,
+           c.relkind IN ('r', 'p') AS is_table,
+           c.relrowsecurity AS enabled, c.relforcerowsecurity AS forced,
+           pg_catalog.pg_get_userbyid(c.relowner)::text AS owner,
+           ARRAY(
+             SELECT privilege FROM pg_catalog.unnest(CAST(:privileges AS text[])) AS privilege
+              WHERE pg_catalog.has_table_privilege(CAST(:role AS text), c.oid, privilege)
+           ) AS privileges
+      FROM family AS f
+      JOIN pg_catalog.pg_class AS c ON c.oid = f.oid
+      JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+     ORDER BY f.number, f.is_parent DESC, name
+    """
+)
+_POLICIES: Final = text(
+    """
+    SELECT p.polrelid::bigint AS relation, p.polname::text AS name,
+           p.polpermissive AS permissive, p.polcmd = '*' AS for_all,
+           ARRAY(
+             SELECT coalesce(r.rolname::text, '')
+               FROM pg_catalog.unnest(p.polroles) AS held (oid)
+               LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = held.oid
+           ) AS roles,
+           pg_catalog.pg_get_expr(p.polqual, p.polrelid) AS reads,
+           pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) AS writes
+      FROM pg_catalog.pg_policy AS p
+     WHERE p.polrelid = ANY (CAST(CAST(:relations AS bigint[]) AS oid[]))
+     ORDER BY p.polrelid, p.polname
+    """
+)
+
+_UNRESTRAINED: Final = ("TRUNCATE", "REFERENCES", "TRIGGER")
+"""Rights on a table that row policies do not restrain."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """A policy as it is.
+
+    Attributes:
+        name: Its name.
+        permissive: Whether it lets in; else it keeps out.
+        for_all: Whether it holds for every command.
+        roles: For whom; :data:`PUBLIC` is everybody.
+        reads: ``USING``, as the server prints it.
+        writes: ``WITH CHECK``, likewise; None where there is none.
+    """
+
+    name: str
+    permissive: bool
+    for_all: bool
+    roles: frozenset[str]
+    reads: str | None
+    writes: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """A table as it is.
+
+    Attributes:
+        name: With its schema, quoted where it has to be.
+        is_parent: Whether it is the table that was asked for; else a partition or child of it.
+        is_table: Whether it is a table at all, and no view.
+        enabled: Whether it has row-level security.
+        forced: Whether its owner has it as well.
+        owner: The role that can switch it off.
+        privileges: Rights of the role that no policy restrains.
+        policies: By name.
+    """
+
+    name: str
+    is_parent: bool
+    is_table: bool
+    enabled: bool
+    forced: bool
+    owner: str
+    privileges: tuple[str, ...]
+    policies: dict[str, PolicyState] = field(default_factory=dict[str, PolicyState])
+
+
+async def states_of(
+    connection: AsyncConnection, tables: Sequence[Table], role: str
+) -> list[list[TableState]]:
+    """Return for each table how it is, and behind it how its partitions and children are.
+
+    Args:
+        connection: Of any role; names without a schema are looked up in its search path.
+        tables: Those of the application.
+        role: Of tenants' sessions.
+
+    Returns:
+        As many lists as there are tables; one is empty where the table is not there.
+    """
+    wanted = {
+        "schemas": [table.schema for table in tables],
+        "names": [table.name for table in tables],
+        "role": role,
+        "privileges": list(_UNRESTRAINED),
+    }
+    found = (await connection.execute(_TABLES, wanted)).all()
+    relations = {"relations": sorted({row.oid for row in found})}
+    policies: dict[int, dict[str, PolicyState]] = {}
+    for row in await connection.execute(_POLICIES, relations):
+        policies.setdefault(row.relation, {})[row.name] = PolicyState(
+            name=row.name,
+            permissive=row.permissive,
+            for_all=row.for_all,
+            roles=frozenset(row.roles),
+            reads=row.reads,
+            writes=row.writes,
+        )
+    states: list[list[TableState]] = [[] for _ in tables]
+    for row in found:
+        state = TableState(
+            name=row.name,
+            is_parent=row.is_parent,
+            is_table=row.is_table,
+            enabled=row.enabled,
+            forced=row.forced,
+            owner=row.owner,
+            privileges=tuple(row.privileges),
+            policies=policies.get(row.oid, {}),
+        )
+        states[row.number].append(state)
+    return states

@@ -1,0 +1,296 @@
+"""Tenants' schemas: made in one message, completed, recognised, removed."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+from sqlalchemy import MetaData, inspect, text
+
+from tenancy_core.errors import ConfigurationError, IdentifierCollision
+from tenancy_core.sql.postgres import LOCK_PROVISION, LOCK_TENANT
+from tenancy_postgres.ddl import creation_script, shared_tables, tenant_tables
+from tenancy_postgres.quoting import quote_identifier, quote_literal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from sqlalchemy import Connection, Table
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from tenancy_core.tenant import Tenant
+    from tenancy_postgres.server import ServerFacts
+
+__all__ = ["SchemaPlaces"]
+
+_THERE: Final = frozenset({"42P06", "42710", "23505"})
+"""Somebody made the schema, or the role, already: duplicate_schema, duplicate_object, and the
+unique_violation that CREATE SCHEMA raises where two do it at once."""
+
+_COMMENT: Final = text(
+    """
+    SELECT n.oid IS NOT NULL AS is_there, pg_catalog.obj_description(n.oid, 'pg_namespace') AS mark
+      FROM (SELECT pg_catalog.to_regnamespace(:name)::oid AS oid) AS n
+    """
+)
+_ROLE_THERE: Final = text("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = :name")
+_SET_SEARCH_PATH: Final = text("SELECT pg_catalog.set_config('search_path', :path, true)")
+
+_MEMBERSHIP_OPTIONS: Final = 160_000
+"""From this version on a membership can give the right to become a role without its rights."""
+
+_RIGHTS: Final = {"TABLES": "SELECT, INSERT, UPDATE, DELETE", "SEQUENCES": "USAGE, SELECT, UPDATE"}
+
+
+class SchemaPlaces:
+    """Makes and removes tenants' schemas, as a role that may.
+
+    Args:
+        administering: Opens a transaction of that role.
+        metadata: The application's tables; None if it makes them itself.
+        roles: Whether each tenant has a role of its own.
+        admin_setting: The variable that names the role, for messages.
+        patience: Seconds to wait for whoever is at work on the same tenant.
+        dialect: Attributes for the dialect that compiles the tables.
+    """
+
+    def __init__(
+        self,
+        administering: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+        metadata: MetaData | None,
+        *,
+        roles: bool,
+        admin_setting: str,
+        patience: float,
+        dialect: Mapping[str, Any],
+    ) -> None:
+        self._administering = administering
+        self._metadata = metadata if metadata is not None else MetaData()
+        self._roles = roles
+        self._admin_setting = admin_setting
+        self._patience = patience
+        self._tables = tenant_tables(self._metadata)
+        self._shared = shared_tables(self._metadata)
+        self._shared_schemas = sorted({table.schema for table in self._shared if table.schema})
+        self._script = creation_script(self._metadata, self._tables, **dialect)
+        self._shared_made = not self._shared
+
+    def know(self, tenants: ServerFacts, admin: ServerFacts) -> None:
+        """Take what is known of the two roles; before anything else is called."""
+        self._role = tenants.role
+        self._admin = admin
+
+    # -- making --------------------------------------------------------------------------------
+
+    async def provision(self, tenant: Tenant) -> None:
+        """Make the schema with its tables, or complete one that is there.
+
+        Raises:
+            IdentifierCollision: The schema is there, and is not this tenant's.
+            ConfigurationError: The role may not create it.
+        """
+        try:
+            await self._make_shared()
+            async with self._administering() as connection:
+                await _run(connection, self._creation(tenant))
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise self._lacks_rights() from error
+        except asyncpg.PostgresError as error:
+            if error.sqlstate not in _THERE:
+                raise
+            await self._complete(tenant)
+
+    def _creation(self, tenant: Tenant) -> str:
+        place = quote_identifier(tenant.placement.name)
+        return ";\n".join(
+            part
+            for part in (
+                self._locking(tenant),
+                self._role_creation(place) if self._roles else "",
+                f"CREATE SCHEMA {place}",
+                f"COMMENT ON SCHEMA {place} IS {quote_literal(_mark(tenant))}",
+                f"SET LOCAL search_path={place}",
+                self._script,
+                self._grants(place),
+            )
+            if part
+        )
+
+    def _locking(self, tenant: Tenant) -> str:
+        """Return what makes two of them wait for one another; two GRANTs at once would fail."""
+        patience = round(self._patience * 1000)
+        key = int.from_bytes(tenant.id.bytes[:4], "big", signed=True)
+        return (
+            f"SET LOCAL lock_timeout={patience};\n"
+            f"SELECT pg_catalog.pg_advisory_xact_lock({LOCK_TENANT},{key})"
+        )
+
+    def _role_creation(self, place: str) -> str:
+        grant = f"GRANT {place} TO {quote_identifier(self._role)}"
+        if self._admin.version >= _MEMBERSHIP_OPTIONS:
+            grant += " WITH INHERIT FALSE, SET TRUE"
+        return f"CREATE ROLE {place} NOLOGIN;\n{grant}"
+
+    def _grants(self, place: str) -> str:
+        role = place if self._roles else quote_identifier(self._role)
+        if not self._roles and self._role == self._admin.role:
+            return ""
+        lines = [f"GRANT USAGE ON SCHEMA {place} TO {role}"]
+        for kind, rights in _RIGHTS.items():
+            lines.append(f"GRANT {rights} ON ALL {kind} IN SCHEMA {place} TO {role}")
+            # What a migration adds later.
+            lines.append(
+                f"ALTER DEFAULT PRIVILEGES IN SCHEMA {place} GRANT {rights} ON {kind} TO {role}"
+            )
+        if self._roles:
+            lines += [_reading_grants(self._shared, self._shared_schemas, role)]
+        return ";\n".join(filter(None, lines))
+
+    def _lacks_rights(self) -> ConfigurationError:
+        more = " and CREATEROLE" if self._roles else ""
+        return ConfigurationError(
+            f"The role {self._admin.role!r} of {self._admin_setting} may not make a tenant's "
+            f"schema: it needs CREATE on the database {self._admin.database!r}{more}. Run, as its "
+            f"owner: GRANT CREATE ON DATABASE {quote_identifier(self._admin.database)} TO "
+            f"{quote_identifier(self._admin.role)}; or name another role in "
+            "TENANCY_POSTGRES_ADMIN_URL."
+        )
+
+    async def _complete(self, tenant: Tenant) -> None:
+        """Add what is missing in a schema that is there already."""
+        place = quote_identifier(tenant.placement.name)
+        async with self._locked(tenant) as connection:
+            await self._require_own_schema(connection, tenant)
+            if self._roles:
+                found = await connection.execute(_ROLE_THERE, {"name": tenant.placement.name})
+                if found.first() is None:
+                    await _run(connection, self._role_creation(place))
+            await connection.execute(_SET_SEARCH_PATH, {"path": place})
+            await connection.run_sync(self._make_missing_tables)
+            if grants := self._grants(place):
+                await _run(connection, grants)
+
+    @asynccontextmanager
+    async def _locked(self, tenant: Tenant) -> AsyncGenerator[AsyncConnection, None]:
+        async with self._administering() as connection:
+            # By SQLAlchemy, so that a transaction begins; the rest is in the same one.
+            for statement in self._locking(tenant).split(";\n"):
+                await connection.exec_driver_sql(statement)
+            yield connection
+
+    def _make_missing_tables(self, connection: Connection) -> None:
+        self._metadata.create_all(connection, tables=self._tables)
+
+    async def _require_own_schema(self, connection: AsyncConnection, tenant: Tenant) -> bool:
+        name = quote_identifier(tenant.placement.name)
+        found = (await connection.execute(_COMMENT, {"name": name})).one()
+        if found.is_there and found.mark != _mark(tenant):
+            raise IdentifierCollision(
+                f"There is a schema {tenant.placement.name!r} that was not made for tenant "
+                f"{tenant.identifier!r}; nothing in it was touched."
+            )
+        return bool(found.is_there)
+
+    # -- looking, removing -------------------------------------------------------------------
+
+    async def is_there(self, name: str) -> bool:
+        """Whether there is a schema of that name."""
+        async with self._administering() as connection:
+            found = await connection.execute(_COMMENT, {"name": quote_identifier(name)})
+            return bool(found.one().is_there)
+
+    async def exists(self, tenant: Tenant) -> bool:
+        """Whether the tenant's schema is there.
+
+        Raises:
+            IdentifierCollision: A schema of its name is, and is not this tenant's.
+        """
+        async with self._administering() as connection:
+            return await self._require_own_schema(connection, tenant)
+
+    async def destroy(self, tenant: Tenant) -> None:
+        """Remove the schema, and the role if there is one.
+
+        Raises:
+            BackendUnavailable: A session of the tenant was open for longer than the patience;
+                nothing was removed.
+            IdentifierCollision: The schema is not this tenant's.
+        """
+        place = quote_identifier(tenant.placement.name)
+        async with self._locked(tenant) as connection:
+            if await self._require_own_schema(connection, tenant):
+                await _run(connection, f"DROP SCHEMA {place} CASCADE")
+            if self._roles:
+                found = await connection.execute(_ROLE_THERE, {"name": tenant.placement.name})
+                if found.first() is not None:
+                    # Its rights on what all tenants share go first.
+                    revokes = _reading_revokes(self._shared, self._shared_schemas, place)
+                    await _run(connection, f"{revokes}DROP ROLE {place}")
+
+    # -- what all tenants share ----------------------------------------------------------------
+
+    async def _make_shared(self) -> None:
+        """Make the shared tables that are missing; once for each process."""
+        if self._shared_made:
+            return
+        async with self._administering() as connection:
+            await connection.exec_driver_sql(
+                f"SELECT pg_catalog.pg_advisory_xact_lock({LOCK_PROVISION[0]},{LOCK_PROVISION[1]})"
+            )
+            await connection.run_sync(self._make_missing_shared)
+        self._shared_made = True
+
+    def _make_missing_shared(self, connection: Connection) -> None:
+        looking = inspect(connection)
+        there = set(looking.get_schema_names())
+        for schema in self._shared_schemas:
+            if schema not in there:
+                connection.exec_driver_sql(f"CREATE SCHEMA {quote_identifier(schema)}")
+        missing = [
+            table
+            for table in self._shared
+            if not looking.has_table(table.name, schema=table.schema)
+        ]
+        self._metadata.create_all(connection, tables=missing)
+        if missing and self._role != self._admin.role:
+            # Writing to what all tenants read is for the application to grant.
+            schemas = sorted({table.schema for table in missing if table.schema})
+            role = quote_identifier(self._role)
+            for grant in _reading_grants(missing, schemas, role).split(";\n"):
+                connection.exec_driver_sql(grant)
+
+
+def _reading_grants(tables: Sequence[Table], schemas: Sequence[str], role: str) -> str:
+    if not tables:
+        return ""
+    return (
+        f"GRANT USAGE ON SCHEMA {', '.join(map(quote_identifier, schemas))} TO {role};\n"
+        f"GRANT SELECT ON {', '.join(map(_full_name, tables))} TO {role}"
+    )
+
+
+def _reading_revokes(tables: Sequence[Table], schemas: Sequence[str], role: str) -> str:
+    if not tables:
+        return ""
+    return (
+        f"REVOKE ALL ON {', '.join(map(_full_name, tables))} FROM {role};\n"
+        f"REVOKE ALL ON SCHEMA {', '.join(map(quote_identifier, schemas))} FROM {role};\n"
+    )
+
+
+def _full_name(table: Table) -> str:
+    name = quote_identifier(table.name)
+    return name if table.schema is None else f"{quote_identifier(table.schema)}.{name}"
+
+
+def _mark(tenant: Tenant) -> str:
+    return f"tenancy {tenant.id}"
+
+
+async def _run(connection: AsyncConnection, script: str) -> None:
+    """Send several statements in one message."""
+    raw = await connection.get_raw_connection()
+    driver: Any = raw.driver_connection
+    await driver.execute(script)

@@ -1,0 +1,105 @@
+"""The engine of declared reads in ``qualified`` mode: one message for one statement.
+
+A statement that names its tables in full needs nothing from a transaction, so there is none: no
+BEGIN and no COMMIT. The statements of one session have no common snapshot.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import ColumnClause, FunctionElement, Select, event
+from sqlalchemy.sql import visitors
+from sqlalchemy.util import await_only
+
+from tenancy_core.errors import IsolationError
+from tenancy_postgres.engine import make_shared_engine
+
+if TYPE_CHECKING:
+    from sqlalchemy import ClauseElement, Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from tenancy_postgres.engine import Target
+
+__all__ = ["leaves_nothing", "make_reading_engine"]
+
+_SETTINGS: Final = {"search_path": "", "default_transaction_read_only": "on"}
+
+_HARMLESS: Final = frozenset(
+    {
+        *("abs", "avg", "cast", "ceil", "char_length", "coalesce", "concat", "count", "date_part"),
+        *("date_trunc", "extract", "floor", "greatest", "least", "length", "lower", "ltrim", "max"),
+        *("min", "mod", "now", "nullif", "replace", "round", "row_number", "rtrim", "string_agg"),
+        *("substr", "substring", "sum", "trim", "upper"),
+    }
+)
+"""Functions that change nothing on a connection. Of others nobody knows: ``set_config`` and
+``pg_advisory_lock`` are functions too."""
+
+
+def make_reading_engine(target: Target) -> AsyncEngine:
+    """Make an engine without transactions, on which the server refuses writes."""
+    engine = make_shared_engine(target, server_settings=_SETTINGS, isolation_level="AUTOCOMMIT")
+    _refuse_transactions(engine)
+    _notice(engine)
+    return engine
+
+
+def _refuse_transactions(engine: AsyncEngine) -> None:
+    @event.listens_for(engine.sync_engine, "begin")
+    def _check(connection: Connection) -> None:
+        adapter: Any = connection.connection.dbapi_connection
+        if not adapter.autocommit:
+            raise IsolationError(
+                "A declared read has no transaction, and so no isolation level. For a common "
+                "snapshot open the session without read_only=True."
+            )
+
+
+def _notice(engine: AsyncEngine) -> None:
+    """Have a connection cleaned after a statement that may have left something on it."""
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def _look(
+        connection: Connection,
+        _cursor: object,
+        _statement: str,
+        _parameters: object,
+        context: Any,  # noqa: ANN401 - ExecutionContext, or nothing
+        _many: bool,  # noqa: FBT001 - SQLAlchemy's signature
+    ) -> None:
+        driver: Any = connection.connection.driver_connection
+        compiled = None if context is None else context.compiled
+        if compiled is None or not leaves_nothing(compiled.statement):
+            driver.use()
+        if (
+            context is not None
+            and context.execution_options.get("stream_results")
+            and not driver.is_in_transaction()
+        ):
+            # The server keeps rows for later within a transaction only.
+            await_only(driver.open_transaction("BEGIN READ ONLY"))
+
+
+_known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def leaves_nothing(statement: ClauseElement | None) -> bool:
+    """Whether a statement changes nothing on a connection: a SELECT without anything unknown."""
+    if not isinstance(statement, Select):
+        return False
+    found = _known.get(statement)
+    if found is None:
+        found = _known[statement] = all(map(_is_harmless, visitors.iterate(statement)))
+    return found
+
+
+def _is_harmless(element: Any) -> bool:  # noqa: ANN401 - whatever is in a statement
+    if isinstance(element, FunctionElement):
+        return getattr(element, "name", "").lower() in _HARMLESS
+    if isinstance(element, ColumnClause):
+        return not element.is_literal
+    return not getattr(element, "is_text", False) and type(element).__module__.startswith(
+        "sqlalchemy."
+    )
