@@ -150,15 +150,6 @@ class TenantConnection(asyncpg.Connection):
         if self._used:
             await self.rollback()
 
-    async def set_type_codec(self, typename: str, **options: Any) -> None:
-        """As asyncpg's, in a transaction.
-
-        It looks the type up with two messages, and between them a pooler may give the server
-        connection to somebody else.
-        """
-        async with super().transaction():
-            await super().set_type_codec(typename, **options)
-
 
 class _OpenTransaction(Transaction):
     """What SQLAlchemy needs of a transaction that has begun: to start, commit and roll back."""

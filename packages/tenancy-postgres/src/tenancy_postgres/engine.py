@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tenancy_core.config import TenancyConfig
     from tenancy_core.sql import ConnectionBudget
 
-__all__ = ["Link", "Target", "make_shared_engine", "make_tenant_engine"]
+__all__ = ["Link", "Target", "make_shared_engine", "make_tenant_engine", "tag_statements"]
 
 _LEVELS: Final[dict[str | None, str]] = {
     None: "BEGIN",
@@ -62,6 +62,7 @@ class Target:
         budget: The ceiling on connections.
         link: Read for each new connection.
         is_missing: Awaited with the name of a tenant's schema where a table was not found.
+        differs: Told of a schema whose types are not those of a statement that was prepared.
     """
 
     url: URL
@@ -70,6 +71,7 @@ class Target:
     budget: ConnectionBudget
     link: Link
     is_missing: Callable[[str], Awaitable[bool]]
+    differs: Callable[[str], None]
 
 
 def make_shared_engine(
@@ -94,27 +96,24 @@ def make_shared_engine(
     )
     if target.config.database_pool_pre_ping:
         replace_closed(engine)
-    report_failures(engine, target.is_missing)
+    report_failures(engine, is_missing=target.is_missing, differs=target.differs)
     _connect(engine, target.link, server_settings or {})
     _reset(engine)
     return engine
 
 
-def make_tenant_engine(target: Target, *, search_path: str | None, tagged: bool) -> AsyncEngine:
+def make_tenant_engine(target: Target, *, search_path: str | None) -> AsyncEngine:
     """Make an engine on which nothing runs outside of a tenant's transaction.
 
     Args:
         target: Where to.
         search_path: What holds outside of one, where no pooler stands between; None leaves the
             role's own.
-        tagged: Whether scopes may have a tag.
     """
     engine = make_shared_engine(
         target, server_settings=None if search_path is None else {"search_path": search_path}
     )
     _begin(engine)
-    if tagged:
-        _tag(engine)
     return engine
 
 
@@ -127,13 +126,11 @@ def _connect(engine: AsyncEngine, link: Link, server_settings: dict[str, str]) -
         if not link.pooled:
             options["server_settings"] = {**options.get("server_settings", {}), **server_settings}
         try:
-            return dialect.connect(*args, **options)
+            connection: Any = dialect.connect(*args, **options)
         except OSError as error:  # which SQLAlchemy hands on as it is; a time-out is one
             raise unavailable(error) from error
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def _know(connection: Any, _record: object) -> None:  # noqa: ANN401 - DBAPI
         connection.driver_connection.pooled = link.pooled
+        return connection
 
 
 def _begin(engine: AsyncEngine) -> None:
@@ -199,7 +196,9 @@ def _reset(engine: AsyncEngine) -> None:
                 await_only(driver.clean())
 
 
-def _tag(engine: AsyncEngine) -> None:
+def tag_statements(engine: AsyncEngine) -> None:
+    """Write the tag of their scope into the text of statements."""
+
     @event.listens_for(engine.sync_engine, "before_cursor_execute", retval=True)
     def _add_tag(
         connection: Connection,

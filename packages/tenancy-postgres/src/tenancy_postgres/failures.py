@@ -8,7 +8,7 @@ import asyncpg
 from sqlalchemy import event
 from sqlalchemy.util import await_only
 
-from tenancy_core.errors import BackendUnavailable, CrossTenantWrite, IsolationError
+from tenancy_core.errors import BackendUnavailable, CrossTenantWrite, IsolationError, TenancyError
 from tenancy_core.sql.postgres import code_of
 from tenancy_postgres.scope import scope_of
 
@@ -42,19 +42,26 @@ def unavailable(error: BaseException) -> BackendUnavailable:
     return BackendUnavailable(f"The tenant's database cannot be used now ({why}).")
 
 
-def report_failures(engine: AsyncEngine, is_missing: Callable[[str], Awaitable[bool]]) -> None:
+def report_failures(
+    engine: AsyncEngine,
+    *,
+    is_missing: Callable[[str], Awaitable[bool]],
+    differs: Callable[[str], None],
+) -> None:
     """Turn what the driver raises into tenancy's errors, where it is about the tenant's place.
 
     Args:
         engine: Of the tenants.
         is_missing: Tells whether a schema is not there.
+        differs: Told of a schema whose types are not those of a statement that was prepared.
     """
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def _translate(context: ExceptionContext) -> None:
         error: Any = context.original_exception
-        if not isinstance(error, Exception):
-            return  # cancelled: SQLAlchemy drops the connection
+        # Who was cancelled has its connection dropped by SQLAlchemy; what is told is told.
+        if not isinstance(error, Exception) or isinstance(error, TenancyError):
+            return
         # asyncpg's own error, below SQLAlchemy's translation of it.
         error = getattr(error, "__cause__", None) or error
         scope = None if context.connection is None else scope_of(context.connection)
@@ -69,6 +76,13 @@ def report_failures(engine: AsyncEngine, is_missing: Callable[[str], Awaitable[b
         if code == _READ_ONLY and not (scope is not None and scope.read_only):
             # A standby that took over from the server, or has not been promoted yet.
             raise unavailable(error) from error
+        if isinstance(error, asyncpg.InvalidCachedStatementError):
+            if scope is not None and scope.place is not None:
+                differs(scope.place)
+            raise BackendUnavailable(
+                "The tenant's tables are not what they were when this statement was prepared: "
+                "somebody migrates them. Try again."
+            ) from error
         if code_of(error) is not None or context.is_disconnect or _is_link(error):
             raise unavailable(error) from error
         if (

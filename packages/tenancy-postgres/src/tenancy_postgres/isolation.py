@@ -104,10 +104,9 @@ class PostgresIsolation:
             budget=self._connections,
             link=self._link,
             is_missing=self._is_missing,
+            differs=self._differs,
         )
-        self._engine = make_tenant_engine(
-            self._target, search_path=self._search_path, tagged=self._is_tagged()
-        )
+        self._engine = make_tenant_engine(self._target, search_path=self._search_path)
         self._shared = SharedEngine(self._engine)
         self._admin_engine = make_engine(
             self._admin_url,
@@ -119,11 +118,11 @@ class PostgresIsolation:
         )
         replace_closed(self._admin_engine)
 
-    def _is_tagged(self) -> bool:
-        return False
-
     async def _is_missing(self, place: str) -> bool:  # noqa: ARG002 - for those that have places
         return False
+
+    def _differs(self, place: str) -> None:
+        """Take note of a tenant whose types are not those of others."""
 
     def _admin_place(self) -> tuple[str, str]:
         if self._settings.admin_url is not None:

@@ -6,7 +6,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from tenancy_core.sql import SharedEngine, require_own
+from tenancy_core.sql.scoped import has_scoped_tables
 from tenancy_postgres.ddl import has_own_types
+from tenancy_postgres.engine import tag_statements
 from tenancy_postgres.isolation import PostgresIsolation
 from tenancy_postgres.quoting import quote_identifier, quote_literal
 from tenancy_postgres.schema.places import SchemaPlaces
@@ -39,9 +41,8 @@ class SchemaIsolation(PostgresIsolation):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._qualified = self._settings.schema_mode == "qualified"
         self._roles = self._settings.schema_roles
-        self._sets_tenant = False
+        self._sets_tenant = self._metadata is not None and has_scoped_tables(self._metadata)
         self._places = SchemaPlaces(
             self._administering,
             self._metadata,
@@ -53,6 +54,14 @@ class SchemaIsolation(PostgresIsolation):
 
     def _make_engines(self) -> None:
         super()._make_engines()
+        self._qualified = self._settings.schema_mode == "qualified"
+        choice = self._settings.statement_tag
+        self._tags_all = not self._qualified and (
+            choice == "always" or (choice == "auto" and has_own_types(self._metadata))
+        )
+        self._differing: set[str] = set()
+        if self._tags_all:
+            tag_statements(self._engine)
         self._reading = SharedEngine(make_reading_engine(self._target))
 
     async def __aenter__(self) -> Self:
@@ -64,15 +73,15 @@ class SchemaIsolation(PostgresIsolation):
         await super()._close()
         await self._let_go(self._reading.engine)
 
-    def _is_tagged(self) -> bool:
-        # Qualified statements name the tenant already.
-        choice = self._settings.statement_tag
-        return self._settings.schema_mode == "search_path" and (
-            choice == "always" or (choice == "auto" and has_own_types(self._metadata))
-        )
-
     async def _is_missing(self, place: str) -> bool:
         return not await self._places.is_there(place)
+
+    def _differs(self, place: str) -> None:
+        # Qualified statements name the tenant already.
+        if self._settings.statement_tag == "auto" and not self._qualified:
+            if not self._differing and not self._tags_all:
+                tag_statements(self._engine)
+            self._differing.add(place)
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -102,7 +111,8 @@ class SchemaIsolation(PostgresIsolation):
             settings += f";SET LOCAL {self._config.rls_setting}={value}"
         if self._roles:
             settings += f";SET LOCAL ROLE {quoted}"
-        tag = f" /* {place} */" if self._is_tagged() else ""
+        tagged = self._tags_all or place in self._differing
+        tag = f" /* {place} */" if tagged else ""
         scope = Scope(settings, read_only, tag, place)
         if self._qualified:
             return MappingProxyType({SCOPE: scope, "schema_translate_map": {None: place}})
