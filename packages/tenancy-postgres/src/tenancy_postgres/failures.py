@@ -8,7 +8,13 @@ import asyncpg
 from sqlalchemy import event
 from sqlalchemy.util import await_only
 
-from tenancy_core.errors import BackendUnavailable, CrossTenantWrite, IsolationError, TenancyError
+from tenancy_core.errors import (
+    BackendUnavailable,
+    ConfigurationError,
+    CrossTenantWrite,
+    IsolationError,
+    TenancyError,
+)
 from tenancy_core.sql.postgres import code_of
 from tenancy_postgres.scope import scope_of
 
@@ -35,8 +41,14 @@ _TIMEOUTS: Final = {
 }
 
 
-def unavailable(error: BaseException) -> BackendUnavailable:
+def unavailable(error: BaseException) -> BackendUnavailable | ConfigurationError:
     """Return the error for a database that cannot be used now; it does not repeat the driver's."""
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        return ConfigurationError(
+            "The database URL cannot be used as it is: with ?ssl=verify-ca and verify-full there "
+            "has to be &sslrootcert=/path/to/authority.pem, or &sslrootcert=system for the "
+            "authorities of this machine, and the files that it names have to be readable."
+        )
     code = getattr(error, "sqlstate", None)
     why = _TIMEOUTS.get(code or "", code or type(error).__name__)
     return BackendUnavailable(f"The tenant's database cannot be used now ({why}).")
@@ -97,4 +109,6 @@ def report_failures(
 
 
 def _is_link(error: BaseException) -> bool:
-    return isinstance(error, (OSError, asyncpg.PostgresConnectionError))
+    return isinstance(
+        error, (OSError, asyncpg.PostgresConnectionError, asyncpg.ClientConfigurationError)
+    )

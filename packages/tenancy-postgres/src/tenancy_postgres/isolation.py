@@ -195,9 +195,14 @@ class PostgresIsolation:
             async with self._admin_engine.begin() as connection:
                 yield connection
         except DBAPIError as error:
-            if code_of(error.orig) is None and not error.connection_invalidated:
+            cause = getattr(error.orig, "__cause__", None) or error
+            if (
+                code_of(cause) is None
+                and not error.connection_invalidated
+                and not isinstance(cause, asyncpg.ClientConfigurationError)
+            ):
                 raise
-            raise unavailable(error.orig or error) from error
+            raise unavailable(cause) from error
         except (asyncpg.InterfaceError, OSError) as error:
             raise unavailable(error) from error
         except asyncpg.PostgresError as error:

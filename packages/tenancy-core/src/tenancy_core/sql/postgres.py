@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
@@ -48,6 +49,7 @@ WITHOUT_PREPARED: Final[dict[str, Any]] = {
 (``str()`` is ``""``). A pooler that does not track prepared statements gives a server connection to
 somebody else after each transaction, who would meet the names there."""
 
+_SYSTEM: Final = "system"
 _FILES: Final = ("sslcert", "sslcrl", "sslkey", "sslrootcert")
 _TLS: Final = frozenset(
     {"sslmode", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version", *_FILES}
@@ -76,7 +78,8 @@ _UNAVAILABLE_CLASSES: Final = frozenset(
 def connect_args(url: URL, setting: str) -> tuple[URL, dict[str, Any]]:
     """Return the URL to give to SQLAlchemy, and arguments for asyncpg's ``connect``.
 
-    asyncpg knows libpq's ``ssl…`` parameters only where they come in its own ``dsn``.
+    asyncpg knows libpq's ``ssl…`` parameters only where they come in its own ``dsn``, and not
+    ``sslrootcert=system``: the authorities that this machine believes.
 
     Args:
         url: As it was set; ``?ssl=`` and ``?sslmode=`` mean the same.
@@ -97,6 +100,10 @@ def connect_args(url: URL, setting: str) -> tuple[URL, dict[str, Any]]:
         tls["sslmode"] = str(given[0])
     if not tls:
         return url, {}
+    if tls.get("sslrootcert") == _SYSTEM and (mode := tls.get("sslmode", "")).startswith("verify"):
+        context = ssl.create_default_context()
+        context.check_hostname = mode == "verify-full"
+        return url.set(query=query), {"ssl": context}
     dsn = url.set(drivername="postgresql", username=None, password=None, host=None, port=None)
     dsn = dsn.set(database=None, query=tls)
     return url.set(query=query), {"dsn": dsn.render_as_string(hide_password=False)}

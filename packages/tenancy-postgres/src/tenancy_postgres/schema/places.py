@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SchemaPlaces"]
 
-_THERE: Final = frozenset({"42P06", "42710", "23505"})
-"""Somebody made the schema, or the role, already: duplicate_schema, duplicate_object, and the
-unique_violation that CREATE SCHEMA raises where two do it at once."""
+_THERE: Final = frozenset({"42P06", "42710", "23505", "42939"})
+"""Somebody made the schema, or the role, already: duplicate_schema, duplicate_object, the
+unique_violation that CREATE SCHEMA raises where two do it at once, and reserved_name."""
 
 _COMMENT: Final = text(
     """
