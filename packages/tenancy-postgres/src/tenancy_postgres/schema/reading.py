@@ -73,13 +73,18 @@ def _notice(engine: AsyncEngine) -> None:
         compiled = None if context is None else context.compiled
         if compiled is None or not leaves_nothing(compiled.statement):
             driver.use()
-        if (
-            context is not None
-            and context.execution_options.get("stream_results")
-            and not driver.is_in_transaction()
-        ):
-            # The server keeps rows for later within a transaction only.
-            await_only(driver.open_transaction("BEGIN READ ONLY"))
+        if context is not None and context.execution_options.get("stream_results"):
+            _begin(driver)
+
+    @event.listens_for(engine.sync_engine, "savepoint")
+    def _savepoint(connection: Connection, _name: str) -> None:
+        _begin(connection.connection.driver_connection)
+
+
+def _begin(driver: Any) -> None:  # noqa: ANN401 - TenantConnection, or nothing
+    """Begin a transaction for what PostgreSQL does in one only: a cursor, a savepoint."""
+    if not driver.is_in_transaction():
+        await_only(driver.open_transaction("BEGIN READ ONLY"))
 
 
 _known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
