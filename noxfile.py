@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent
 LOCK = ROOT / "requirements" / "dev.lock"
 BIN = Path(sys.executable).parent
 TYPED = ("packages/*/src", "examples", "noxfile.py", "tests/typing")
-BENCHMARKS = ("tests/bench/middleware.py",)
+BENCHMARKS = ("tests/bench/middleware.py", "tests/bench/sessions.py")
 SCRIPTS = ("dev", ".ci/run")
 WORKERS = ("-n", "2", "--dist", "loadgroup")
 

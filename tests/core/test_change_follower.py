@@ -53,7 +53,7 @@ async def test_a_follower_that_was_left_behind_forgets_everybody(
         await elsewhere.tenants.suspend("acme")
         await elsewhere.tenants.suspend("beta")
         # What a busy store does with old entries: the change of acme is gone.
-        engine = elsewhere.parts.store._engine
+        engine = elsewhere.parts.store._database.engine
         async with engine.begin() as connection:
             newest = await elsewhere.parts.store.last_change()
             await connection.execute(
@@ -81,7 +81,7 @@ async def test_a_store_that_is_down_is_asked_again(
     tenancy: Tenancy, make_config: Callable[..., TenancyConfig]
 ) -> None:
     await tenancy.find("acme")
-    engine = tenancy.parts.store._engine
+    engine = tenancy.parts.store._database.engine
     async with engine.begin() as connection:
         await connection.exec_driver_sql("ALTER TABLE tenancy_changes RENAME TO gone")
     with pytest.raises(BackendUnavailable):
@@ -98,7 +98,7 @@ async def test_a_change_under_the_same_sequence_number_is_no_change(tenancy: Ten
     """A record edited by hand is not announced: the time-to-live is the bound then."""
     await tenancy.parts.follower.poll()
     bound = await tenancy.find("acme")
-    engine = tenancy.parts.store._engine
+    engine = tenancy.parts.store._database.engine
     async with engine.begin() as connection:
         await connection.execute(
             update(tables.tenants)

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 
 import tenancy_core
 import tenancy_fastapi
+import tenancy_postgres
 import tenancy_sqlite
 from tenancy_core import NoCurrentTenant, Tenancy, TenancyConfig, TenancyMiddleware
 from tenancy_core import require_tenant as whose
@@ -62,7 +63,7 @@ def environment_without(folder: Path, *left_out: str) -> dict[str, str]:
     # Editable installs are found by .pth files, which -S leaves out as well.
     sources = [
         str(Path(module.__file__ or "").parents[1])
-        for module in (tenancy_core, tenancy_sqlite, tenancy_fastapi)
+        for module in (tenancy_core, tenancy_sqlite, tenancy_postgres, tenancy_fastapi)
         if not module.__name__.startswith(left_out)
     ]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sources])}
@@ -120,19 +121,29 @@ def test_no_database_package_is_installed(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("url", "dialect", "package"),
-    [
-        ("postgresql+asyncpg://app@db/app", "postgresql", "tenancy-postgres"),
-        ("mysql+aiomysql://app@db/app", "mysql", "tenancy-mysql"),
-    ],
-)
-def test_the_package_of_another_database_is_not_installed(
-    url: str, dialect: str, package: str
-) -> None:
+def test_the_package_of_another_database_is_not_installed() -> None:
+    url = "mysql+aiomysql://app@db/app"
     assert refusal(UnknownProviderError, database_url=url) == (
-        f"TENANCY_DATABASE_URL is a {dialect} database, and no isolation strategy for it is "
-        f"installed. Run: pip install {package}"
+        "TENANCY_DATABASE_URL is a mysql database, and no isolation strategy for it is "
+        "installed. Run: pip install tenancy-mysql"
+    )
+
+
+def test_the_package_of_postgresql_is_not_installed(tmp_path: Path) -> None:
+    url = "postgresql+asyncpg://app@db/app"
+    left_out = ("tenancy_postgres", "_tenancy_postgres", "asyncpg")
+    assert run_without(tmp_path, *left_out, TENANCY_DATABASE_URL=url) == (
+        "tenancy_core.errors.UnknownProviderError: TENANCY_DATABASE_URL is a postgresql database, "
+        "and no isolation strategy for it is installed. Run: pip install tenancy-postgres"
+    )
+
+
+def test_the_driver_of_postgresql_is_not_installed(tmp_path: Path) -> None:
+    url = "postgresql+asyncpg://app@db/app"
+    assert run_without(tmp_path, "asyncpg", TENANCY_DATABASE_URL=url) == (
+        "tenancy_core.errors.ConfigurationError: TENANCY_DATABASE_URL is a postgresql database and "
+        "needs the package 'asyncpg', which is not installed. "
+        "Run: pip install --upgrade tenancy-postgres"
     )
 
 

@@ -14,11 +14,13 @@ import pytest
 
 import tenancy_core
 import tenancy_fastapi
+import tenancy_postgres
 import tenancy_sqlite
 
 HEAVY = (
     "aiosqlite",
     "anyio",
+    "asyncpg",
     "asyncio",
     "fastapi",
     "jwt",
@@ -28,6 +30,7 @@ HEAVY = (
     "sqlalchemy",
     "sqlite3",
     "starlette",
+    "tenancy_postgres",
     "tenancy_sqlite",
 )
 """What a first import must not cost."""
@@ -77,14 +80,16 @@ def test_a_name_loads_what_it_needs_and_no_more(name: str, heavy: set[str]) -> N
 
 def test_importing_a_database_package_loads_no_driver() -> None:
     assert loaded("import tenancy_sqlite") & {"aiosqlite", "sqlalchemy", "sqlite3"} == set()
+    assert loaded("import tenancy_postgres") & {"asyncpg", "sqlalchemy"} == set()
 
 
 def test_loading_every_plugin_loads_no_driver() -> None:
     found = loaded(
         "from tenancy_core._plugins import load_plugins\nassert load_plugins().offers('resolver')"
     )
-    assert {"tenancy_core._builtin", "tenancy_sqlite._plugin", "pluggy"} <= found
-    assert found & {"aiosqlite", "sqlalchemy", "fastapi", "jwt"} == set()
+    databases = {"tenancy_postgres._plugin", "tenancy_sqlite._plugin"}
+    assert {"tenancy_core._builtin", "pluggy", *databases} <= found
+    assert found & {"aiosqlite", "asyncpg", "sqlalchemy", "fastapi", "jwt"} == set()
 
 
 def test_a_configuration_for_a_database_needs_no_driver_of_it() -> None:
@@ -104,7 +109,9 @@ def test_the_facade_offers_a_sorted_handful() -> None:
     assert len(names) == len(set(names)) <= 25
 
 
-@pytest.mark.parametrize("module", [tenancy_core, tenancy_sqlite, tenancy_fastapi])
+@pytest.mark.parametrize(
+    "module", [tenancy_core, tenancy_sqlite, tenancy_postgres, tenancy_fastapi]
+)
 def test_every_name_of_a_facade_can_be_loaded(module: object) -> None:
     names: list[str] = module.__all__
     for name in names:
@@ -112,7 +119,7 @@ def test_every_name_of_a_facade_can_be_loaded(module: object) -> None:
     assert set(names) <= set(dir(module))
 
 
-@pytest.mark.parametrize("module", [tenancy_core, tenancy_sqlite])
+@pytest.mark.parametrize("module", [tenancy_core, tenancy_sqlite, tenancy_postgres])
 def test_a_facade_says_when_it_does_not_have_a_name(module: object) -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Tenency'"):
         _ = module.Tenency
@@ -127,7 +134,7 @@ def test_the_facade_loads_its_names_from_the_rooms_that_checkers_see() -> None:
 def modules() -> list[str]:
     return [
         found.name
-        for package in (tenancy_core, tenancy_sqlite, tenancy_fastapi)
+        for package in (tenancy_core, tenancy_sqlite, tenancy_postgres, tenancy_fastapi)
         for found in walk_packages(package.__path__, f"{package.__name__}.")
     ]
 
@@ -181,5 +188,5 @@ def test_everything_that_a_public_room_offers_is_described(name: str) -> None:
 
 
 def test_typed_packages_say_so() -> None:
-    for package in (tenancy_core, tenancy_sqlite, tenancy_fastapi):
+    for package in (tenancy_core, tenancy_sqlite, tenancy_postgres, tenancy_fastapi):
         assert (Path(str(package.__file__)).parent / "py.typed").is_file()

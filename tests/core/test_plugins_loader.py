@@ -131,10 +131,14 @@ def test_the_core_and_its_packages_are_plugins_like_any_other() -> None:
     assert registry.names(kinds.STORE) == ["memory", "sql"]
     assert registry.names(kinds.CACHE) == ["memory"]
     assert registry.names(kinds.LIMITER) == ["memory"]
-    assert registry.names(kinds.ISOLATION) == ["database@sqlite"]
+    assert registry.names(kinds.ISOLATION) == [
+        "database@sqlite",
+        "rls@postgresql",
+        "schema@postgresql",
+    ]
     assert registry.names(kinds.OBSERVER) == registry.names(kinds.AUDIT_SINK) == []
     owners = {offer.owner for offer in registry.offers(kinds.ISOLATION)}
-    assert owners == {"tenancy-sqlite"}
+    assert owners == {"tenancy-postgres", "tenancy-sqlite"}
 
 
 # -- one name, one owner -----------------------------------------------------------------------

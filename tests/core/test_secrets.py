@@ -335,7 +335,7 @@ async def test_S1_neither_logs_nor_answers_show_a_url_while_everything_goes_wron
             with pytest.raises(Exception, match="missing") as failure:
                 await read(tenancy)
         assert CANARY not in str(failure.value)
-        await tenancy.parts.store._engine.dispose()
+        await tenancy.parts.store._database.engine.dispose()
         transport = httpx.ASGITransport(TenancyMiddleware(app, tenancy))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             for identifier in ("nobody", "a b", CANARY.upper()):

@@ -135,8 +135,8 @@ async def test_a_commit_that_cannot_be_read_back_is_unknown_and_says_so(
         async with store.transaction() as writing:
             await writing.create(acme)
             await writing.enqueue(acme.id)
-            event.listen(store._engine.sync_engine, "begin", unreachable)
-    event.remove(store._engine.sync_engine, "begin", unreachable)
+            event.listen(store._database.engine.sync_engine, "begin", unreachable)
+    event.remove(store._database.engine.sync_engine, "begin", unreachable)
     assert await store.get(acme.id) is not None
 
 

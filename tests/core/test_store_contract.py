@@ -354,7 +354,7 @@ async def put_secret(store: Store, tenant_id: UUID, name: str, value: bytes) -> 
     if isinstance(store, MemoryTenantStore):
         store._state.secrets[tenant_id, name] = value
         return
-    async with store._engine.begin() as connection:
+    async with store._database.engine.begin() as connection:
         await connection.execute(
             insert(tables.secrets).values(tenant_id=tenant_id, name=name, value=value)
         )

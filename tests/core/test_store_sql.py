@@ -178,7 +178,7 @@ async def test_every_commit_of_the_store_is_flushed(
 ) -> None:
     async with (
         SqlTenantStore(make_config(), ConnectionBudget(4)) as store,
-        store._engine.connect() as connection,
+        store._database.engine.connect() as connection,
     ):
         for pragma, expected in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
             assert (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar() == expected

@@ -15,7 +15,7 @@ from tenancy_core.errors import (
     IsolationError,
     TenancyError,
 )
-from tenancy_core.sql.postgres import code_of
+from tenancy_core.sql.postgres import code_of, flaw_of
 from tenancy_postgres.scope import scope_of
 
 if TYPE_CHECKING:
@@ -43,12 +43,9 @@ _TIMEOUTS: Final = {
 
 def unavailable(error: BaseException) -> BackendUnavailable | ConfigurationError:
     """Return the error for a database that cannot be used now; it does not repeat the driver's."""
-    if isinstance(error, asyncpg.ClientConfigurationError):
-        return ConfigurationError(
-            "The database URL cannot be used as it is: with ?ssl=verify-ca and verify-full there "
-            "has to be &sslrootcert=/path/to/authority.pem, or &sslrootcert=system for the "
-            "authorities of this machine, and the files that it names have to be readable."
-        )
+    flaw = flaw_of(error)
+    if flaw is not None:
+        return flaw
     code = getattr(error, "sqlstate", None)
     why = _TIMEOUTS.get(code or "", code or type(error).__name__)
     return BackendUnavailable(f"The tenant's database cannot be used now ({why}).")

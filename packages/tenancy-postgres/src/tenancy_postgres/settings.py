@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-from tenancy_core.sql import NAME_MAX_BYTES
-
 __all__ = ["PostgresSettings"]
+
+
+_MOST: Final = 63
+"""Bytes of a name that PostgreSQL keeps: NAMEDATALEN less one."""
 
 
 class PostgresSettings(BaseModel):
@@ -36,7 +38,7 @@ class PostgresSettings(BaseModel):
 
     admin_url: SecretStr | None = None
     allow_unsafe_role: bool = False
-    application_name: str = Field(default="tenancy", max_length=NAME_MAX_BYTES)
+    application_name: str = Field(default="tenancy", max_length=_MOST)
     prepared_statements: Literal["auto", "on", "off"] = "auto"
     schema_mode: Literal["search_path", "qualified"] = "search_path"
     schema_roles: bool = False

@@ -22,6 +22,7 @@ __all__ = [
     "WITHOUT_PREPARED",
     "code_of",
     "connect_args",
+    "flaw_of",
     "is_pooled",
     "replace_closed",
 ]
@@ -118,6 +119,19 @@ def code_of(error: BaseException | None) -> str | None:
     if isinstance(code, str) and (code in _UNAVAILABLE or code[:2] in _UNAVAILABLE_CLASSES):
         return code
     return None
+
+
+def flaw_of(error: BaseException | None) -> ConfigurationError | None:
+    """Return the error of settings with which the driver cannot even try, or None."""
+    cause = getattr(error, "__cause__", None) or error
+    # By its name: the driver is imported where it is used.
+    if type(cause).__name__ != "ClientConfigurationError":
+        return None
+    return ConfigurationError(
+        "The database URL cannot be used as it is: with ?ssl=verify-ca and verify-full there has "
+        "to be &sslrootcert=/path/to/authority.pem, or &sslrootcert=system for the authorities of "
+        "this machine, and the files that it names have to be readable."
+    )
 
 
 def replace_closed(engine: AsyncEngine) -> None:

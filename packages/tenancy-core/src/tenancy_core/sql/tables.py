@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METADATA",
+    "NAMESPACE",
     "SCHEMA",
     "audit_heads",
     "audit_log",
@@ -39,6 +40,9 @@ __all__ = [
     "secrets",
     "tenants",
 ]
+
+NAMESPACE: Final = "tenancy"
+"""The schema that they are in, where a database has schemas."""
 
 SCHEMA: Final = 2
 """Number of this layout. It is kept beside the tables, so that another one is noticed."""

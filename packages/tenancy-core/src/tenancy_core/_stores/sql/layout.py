@@ -6,11 +6,13 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 import anyio
-from sqlalchemy import insert, inspect, select
+from sqlalchemy import func, insert, inspect, select
 from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.schema import CreateSchema
 
 from tenancy_core.errors import ConfigurationError
 from tenancy_core.sql import sqlite, tables
+from tenancy_core.sql.postgres import LOCK_LAYOUT
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -22,6 +24,9 @@ INSTANCE_KEY: Final = "instance"
 _KEY_BYTES: Final = 32
 
 _NO_DATABASE: Final = frozenset({"SQLITE_NOTADB", "SQLITE_CORRUPT"})
+
+_DENIED: Final = "42501"
+_WAIT: Final = select(func.pg_catalog.pg_advisory_xact_lock(*LOCK_LAYOUT))
 
 _TRIES: Final = 10
 _PAUSE: Final = 0.05
@@ -35,16 +40,21 @@ async def make_tables(engine: AsyncEngine, setting: str) -> None:
         setting: The variable that names its database, for the message.
 
     Raises:
-        ConfigurationError: The tables are there in the layout of another version, or the file is
-            no database.
+        ConfigurationError: The tables are there in the layout of another version, the file is no
+            database, or the role may not make the tables or use them.
     """
     # Whoever loses the race to create a table is told that it exists, and finds it there on the
     # next try.
     for left in reversed(range(_TRIES)):
         try:
             async with engine.begin() as connection:
+                if engine.dialect.name == "postgresql":
+                    # Of those that come at once one makes them, and the others find them.
+                    await connection.execute(_WAIT)
                 await connection.run_sync(_make)
         except (IntegrityError, OperationalError, ProgrammingError) as error:
+            if getattr(error.orig, "sqlstate", None) == _DENIED:
+                raise _lacks_rights(engine, setting) from error
             # Whoever met a lock has waited for it already.
             if not left or sqlite.code_of(error.orig) is not None:
                 raise
@@ -62,7 +72,7 @@ async def make_tables(engine: AsyncEngine, setting: str) -> None:
 
 def _make(connection: Connection) -> None:
     counters = tables.counters
-    if inspect(connection).has_table(counters.name):
+    if inspect(connection).has_table(counters.name, schema=_namespace(connection)):
         rows = connection.execute(select(counters.c.name, counters.c.value))
         found = {row.name: row.value for row in rows}
         # Where DDL is no part of a transaction, the tables may be there and not yet the rows.
@@ -74,6 +84,9 @@ def _make(connection: Connection) -> None:
             )
         if found:
             return
+    namespace = _namespace(connection)
+    if namespace is not None and not inspect(connection).has_schema(namespace):
+        connection.execute(CreateSchema(namespace))
     tables.METADATA.create_all(connection)
     connection.execute(
         insert(counters),
@@ -81,4 +94,18 @@ def _make(connection: Connection) -> None:
     )
     connection.execute(
         insert(tables.keys).values(name=INSTANCE_KEY, value=secrets.token_bytes(_KEY_BYTES))
+    )
+
+
+def _namespace(connection: Connection) -> str | None:
+    return tables.NAMESPACE if connection.dialect.name == "postgresql" else None
+
+
+def _lacks_rights(engine: AsyncEngine, setting: str) -> ConfigurationError:
+    role, database = engine.url.username, engine.url.database
+    return ConfigurationError(
+        f"The role {role!r} of {setting} may not make the tables of the tenant store, or may not "
+        f"use those that are there. Run, as the owner of the database {database!r}: CREATE SCHEMA "
+        f"{tables.NAMESPACE} AUTHORIZATION {role}; or give it the right to: GRANT CREATE ON "
+        f"DATABASE {database} TO {role}."
     )

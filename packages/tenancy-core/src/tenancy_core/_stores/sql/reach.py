@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from tenancy_core.errors import BackendUnavailable
-from tenancy_core.sql import sqlite
+from tenancy_core.sql import postgres, sqlite
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -29,7 +29,12 @@ class _Reach(AbstractAsyncContextManager[None]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        code = sqlite.code_of(error.orig) if isinstance(error, DBAPIError) else None
+        code = None
+        if isinstance(error, DBAPIError):
+            code = sqlite.code_of(error.orig) or postgres.code_of(error.orig)
+            flaw = postgres.flaw_of(error.orig)
+            if flaw is not None:
+                raise flaw from error
         if (
             code is not None
             or isinstance(error, (OperationalError, OSError, PoolTimeoutError))

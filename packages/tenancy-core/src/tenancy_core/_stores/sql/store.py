@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from contextlib import suppress
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import anyio.to_thread
-from sqlalchemy import make_url, select
+from sqlalchemy import select
 
-from tenancy_core._background import settle
-from tenancy_core._stores.sql.layout import INSTANCE_KEY, make_tables
+from tenancy_core._stores.sql.database import database_of
+from tenancy_core._stores.sql.layout import INSTANCE_KEY
 from tenancy_core._stores.sql.reach import reach
 from tenancy_core._stores.sql.rows import event_of, tenant_of
 from tenancy_core._stores.sql.transaction import SqlTransaction
 from tenancy_core.contract import AuditHead, Change, RefusalCount, TenantPage
-from tenancy_core.errors import BackendUnavailable
-from tenancy_core.sql import sqlite, tables
-from tenancy_core.sql.engines import close_engine, make_engine
+from tenancy_core.sql import tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +21,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import ColumnElement, Row, Select
-    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from tenancy_core.config import TenancyConfig
     from tenancy_core.contract import AuditEvent
@@ -36,8 +28,6 @@ if TYPE_CHECKING:
     from tenancy_core.tenant import Tenant, TenantStatus
 
 __all__ = ["SqlTenantStore"]
-
-_log = logging.getLogger("tenancy")
 
 
 class SqlTenantStore:
@@ -47,41 +37,11 @@ class SqlTenantStore:
     """
 
     def __init__(self, config: TenancyConfig, budget: ConnectionBudget) -> None:
-        url = make_url(config.control_url)
-        self._sqlite = url.get_backend_name() == "sqlite"
-        self._path = Path(url.database) if self._sqlite and url.database else None
-        self._setting = config.control_setting
-        options: dict[str, Any] = {}
-        if self._sqlite:
-            options["connect_args"] = sqlite.connect_args(config.database_pool_timeout)
-        self._make_engine = partial(make_engine, url, config, budget, control=True, **options)
-        self._renew_engine()
-
-    def _renew_engine(self) -> None:
-        self._closed = False
-        self._engine: AsyncEngine = self._make_engine()
-        # Reads must not wait for, nor hold up, the one writer that SQLite allows.
-        self._reading = self._engine.execution_options(**{sqlite.READ_ONLY: True})
-        if self._sqlite:
-            sqlite.begin_transactions(self._engine)
+        self._database = database_of(config, budget)
 
     async def __aenter__(self) -> Self:
-        if self._path is not None:
-            await anyio.to_thread.run_sync(self._make_place, self._path)
-        if self._closed:
-            self._renew_engine()
-        try:
-            async with reach:
-                await make_tables(self._engine, self._setting)
-        except BaseException:
-            await self._close()
-            raise
+        await self._database.open()
         return self
-
-    def _make_place(self, path: Path) -> None:
-        sqlite.make_folder(path.parent, self._setting)
-        with suppress(OSError):  # which the first connection tells better
-            sqlite.make_file(path)
 
     async def __aexit__(
         self,
@@ -89,14 +49,7 @@ class SqlTenantStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._close()
-
-    async def _close(self) -> None:
-        self._closed = True
-        try:
-            await settle(close_engine(self._engine))
-        except BackendUnavailable:
-            _log.warning("a connection to the tenant store was not closed in time")
+        await self._database.close()
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -113,7 +66,7 @@ class SqlTenantStore:
         return tenant_of(rows[0]) if rows else None
 
     async def _rows(self, query: Select[*tuple[Any, ...]]) -> Sequence[Row[Any]]:
-        async with reach, self._reading.connect() as connection:
+        async with reach, self._database.reading.connect() as connection:
             rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
         return rows
 
@@ -245,4 +198,4 @@ class SqlTenantStore:
 
     def transaction(self) -> SqlTransaction:
         """See the contract."""
-        return SqlTransaction(self._engine)
+        return SqlTransaction(self._database)

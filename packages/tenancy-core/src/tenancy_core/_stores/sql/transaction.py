@@ -22,7 +22,7 @@ from tenancy_core.errors import (
     TenantNotFound,
     VersionConflict,
 )
-from tenancy_core.sql import sqlite, tables
+from tenancy_core.sql import tables
 from tenancy_core.tenant import TenantStatus
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sqlalchemy import ColumnElement, Table
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from tenancy_core._stores.sql.database import Database
     from tenancy_core.contract import AuditEvent, JournalStep, RefusalCount
     from tenancy_core.tenant import Tenant
 
@@ -50,18 +51,18 @@ _READ_BACK_PAUSE: Final = 0.5
 class SqlTransaction:
     """Implements :class:`~tenancy_core.contract.StoreTransaction`."""
 
-    __slots__ = ("_connection", "_engine", "_erases", "_marker")
+    __slots__ = ("_connection", "_database", "_erases", "_marker")
 
     _connection: AsyncConnection
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._marker: UUID | None = None
         self._erases = False
 
     async def __aenter__(self) -> Self:
         async with reach:
-            connection = await self._engine.connect()
+            connection = await self._database.engine.connect()
             try:
                 await connection.begin()
             except BaseException:
@@ -92,20 +93,8 @@ class SqlTransaction:
                 f"The connection to the tenant store was lost ({type(lost).__name__}) before the "
                 "change was committed; nothing was changed."
             ) from lost
-        if kind is None and self._erases and self._engine.dialect.name == "sqlite":
-            await self._empty_wal()
-
-    async def _empty_wal(self) -> None:
-        # The log's frames still hold, as text, what the transaction overwrote.
-        try:
-            if await sqlite.empty_wal(self._engine):
-                return
-        except Exception as failure:  # noqa: BLE001 - what is committed must not look as if it failed
-            _log.debug("the write-ahead log could not be emptied (%s)", type(failure).__name__)
-        _log.warning(
-            "what was erased is still in the write-ahead log of the tenant store, until the log is "
-            "written over or the last process closes the store"
-        )
+        if kind is None and self._erases:
+            await self._database.scrub()
 
     async def _was_committed(self, lost: Exception) -> bool:
         """Read back what became of a COMMIT whose answer was lost.
@@ -119,7 +108,7 @@ class SqlTransaction:
         )
         for left in reversed(range(_READ_BACK_TRIES if self._marker is not None else 0)):
             try:
-                async with self._engine.begin() as connection:
+                async with self._database.engine.begin() as connection:
                     await connection.execute(counter.with_for_update())
                     return (await connection.execute(entry)).first() is not None
             except (DBAPIError, OSError, BackendUnavailable) as failure:
