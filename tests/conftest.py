@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+# Real servers; none starts before a test asks for it.
+pytest_plugins = ["support.services.fixtures"]
 
 # A machine that is busy makes no test fail.
 settings.register_profile(
@@ -46,7 +48,9 @@ def clean_environment(
 @pytest.fixture(autouse=True)
 def no_blocking() -> Iterator[None]:
     """Fail a test whose event loop is blocked by our code."""
-    guard = BlockBuster(scanned_modules=["tenancy_core", "tenancy_sqlite", "tenancy_fastapi"])
+    guard = BlockBuster(
+        scanned_modules=["tenancy_core", "tenancy_sqlite", "tenancy_postgres", "tenancy_fastapi"]
+    )
     # SQLAlchemy calls it for every new SQLite engine; for an absolute path it only joins strings.
     del guard.functions["os.path.abspath"]
     for function in guard.functions.values():

