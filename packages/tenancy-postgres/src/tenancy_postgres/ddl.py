@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import MetaData, Table
-    from sqlalchemy.sql.base import Executable
 
 __all__ = ["creation_script", "has_own_types", "shared_tables", "tenant_tables"]
 
@@ -51,9 +50,8 @@ def creation_script(metadata: MetaData, tables: Sequence[Table], **dialect: Any)
     """
     statements: list[str] = []
 
-    def keep(statement: Executable, *_args: Any, **_options: Any) -> None:
-        compiled = statement.compile(dialect=engine.dialect)  # type: ignore[attr-defined]
-        statements.append(str(compiled).strip())
+    def keep(statement: Any, *_args: Any, **_options: Any) -> None:  # noqa: ANN401 - any DDL
+        statements.append(str(statement.compile(dialect=engine.dialect)).strip())
 
     engine = create_mock_engine("postgresql+asyncpg://", keep)
     for name, value in dialect.items():

@@ -155,10 +155,6 @@ def _begin(engine: AsyncEngine) -> None:
             await_only(adapter.driver_connection.open_transaction(begin))
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             _begin_again(connection, begin, error)
-        except BaseException as error:
-            # Whatever it was told, nobody waits for the answer.
-            connection.invalidate(error)
-            raise
 
 
 def _begin_again(connection: Connection, begin: str, error: Exception) -> None:
@@ -181,9 +177,6 @@ def _begin_again(connection: Connection, begin: str, error: Exception) -> None:
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as again:
         connection.invalidate(again)
         raise unavailable(again) from again
-    except BaseException as again:
-        connection.invalidate(again)
-        raise
 
 
 def _reset(engine: AsyncEngine) -> None:

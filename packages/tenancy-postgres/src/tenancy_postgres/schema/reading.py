@@ -6,10 +6,10 @@ BEGIN and no COMMIT. The statements of one session have no common snapshot.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import ColumnClause, FunctionElement, Select, event
+from sqlalchemy import ColumnClause, FunctionElement, TextClause, event
 from sqlalchemy.sql import visitors
 from sqlalchemy.util import await_only
 
@@ -17,7 +17,7 @@ from tenancy_core.errors import IsolationError
 from tenancy_postgres.engine import make_shared_engine
 
 if TYPE_CHECKING:
-    from sqlalchemy import ClauseElement, Connection
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from tenancy_postgres.engine import Target
@@ -90,9 +90,9 @@ def _begin(driver: Any) -> None:  # noqa: ANN401 - TenantConnection, or nothing
 _known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
-def leaves_nothing(statement: ClauseElement | None) -> bool:
+def leaves_nothing(statement: Any) -> bool:  # noqa: ANN401 - whatever was compiled
     """Whether a statement changes nothing on a connection: a SELECT without anything unknown."""
-    if not isinstance(statement, Select):
+    if not getattr(statement, "is_select", False) or getattr(statement, "is_text", False):
         return False
     found = _known.get(statement)
     if found is None:
@@ -101,10 +101,9 @@ def leaves_nothing(statement: ClauseElement | None) -> bool:
 
 
 def _is_harmless(element: Any) -> bool:  # noqa: ANN401 - whatever is in a statement
-    if isinstance(element, FunctionElement):
+    kind = cast("type[Any]", type(element))
+    if issubclass(kind, FunctionElement):
         return getattr(element, "name", "").lower() in _HARMLESS
-    if isinstance(element, ColumnClause):
-        return not element.is_literal
-    return not getattr(element, "is_text", False) and type(element).__module__.startswith(
-        "sqlalchemy."
-    )
+    if issubclass(kind, ColumnClause):
+        return not element.is_literal or element.name == "*"
+    return not issubclass(kind, TextClause) and kind.__module__.startswith("sqlalchemy.")
