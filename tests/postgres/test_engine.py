@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -118,3 +119,33 @@ def test_a_plain_query_leaves_nothing_on_its_connection(statement: object) -> No
 )
 def test_what_nobody_knows_may_leave_something(statement: object) -> None:
     assert not leaves_nothing(statement)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["session", "connection"])
+async def test_a_session_has_a_connection_that_its_tenant_had_last(
+    postgres_database: PostgresDatabase, kind: str
+) -> None:
+    """Where one is idle: the server has planned the tenant's statements there."""
+    pid = text("SELECT pg_catalog.pg_backend_pid()")
+    async with opened(
+        postgres_database, database_pool_size=3, max_database_connections=5
+    ) as isolation:
+        tenants = await provisioned(isolation, "acme", "beta", "gamma")
+        async with AsyncExitStack() as stack:
+            first = {}
+            for tenant in tenants:
+                held = await stack.enter_async_context(getattr(isolation, kind)(tenant))
+                first[tenant.identifier] = await held.scalar(pid)
+        assert len(set(first.values())) == 3
+        for turn in range(20):
+            tenant = tenants[turn * 7 % 3]
+            async with getattr(isolation, kind)(tenant) as held:
+                assert await held.scalar(pid) == first[tenant.identifier]
+        # A stranger gets what has been idle for longest.
+        (delta,) = await provisioned(isolation, "delta")
+        for tenant in (tenants[1], tenants[0], tenants[2]):
+            async with getattr(isolation, kind)(tenant) as held:
+                await held.scalar(pid)
+        async with getattr(isolation, kind)(delta) as held:
+            assert await held.scalar(pid) == first["beta"]

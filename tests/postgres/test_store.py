@@ -214,6 +214,25 @@ async def test_P5_the_store_heals_when_the_server_comes_back(postgres_victim: Po
 
 
 @pytest.mark.anyio
+async def test_P5_a_connection_that_was_closed_while_idle_is_replaced(
+    postgres_database: PostgresDatabase,
+) -> None:
+    async with store_on(postgres_database.control_url) as store:
+        for _ in range(4):
+            assert await store.get_by_identifier("acme") is None
+            await postgres_database.fetch(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1",
+                postgres_database.control,
+            )
+            async with asyncio.timeout(30):
+                while any(
+                    not record.dbapi_connection.driver_connection.is_closed()
+                    for record in store._database.engine.pool._free
+                ):
+                    await asyncio.sleep(0.005)
+
+
+@pytest.mark.anyio
 async def test_errors_tell_no_password(postgres_database: PostgresDatabase) -> None:
     wrong = postgres_database.control_url.replace(":", ":x", 2).replace(":x//", "://", 1)
     with pytest.raises(BackendUnavailable) as caught:

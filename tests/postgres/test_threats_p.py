@@ -217,6 +217,41 @@ async def test_P5_a_server_that_only_reads_is_unavailable_for_writing(
                 session.add(Note(text="lost"))
 
 
+# -- P4 --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["search_path", "qualified"])
+async def test_P4_a_pooler_gives_every_transaction_another_server(
+    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer], mode: str
+) -> None:
+    """Two services share two server connections; what one prepared is not where it looks next."""
+    bouncer = pgbouncer(default_pool_size=2, max_prepared_statements=0)
+    url = postgres_database.url(postgres_database.app, via=bouncer)
+    many: dict[str, Any] = {"database_pool_size": 4, "max_database_connections": 6}
+    settings = {"schema_mode": mode}
+    async with (
+        opened(postgres_database, url=url, settings=settings, **many) as one,
+        opened(postgres_database, url=url, settings=settings, **many) as other,
+    ):
+        tenants = await provisioned(one, "acme", "beta", "gamma")
+
+        async def request(isolation: Any, tenant: Any, number: int) -> None:
+            words = f"{tenant.identifier}:{number}"
+            async with isolation.session(tenant) as session:
+                await session.execute(insert(Note).values(text=words))
+                found = (await session.scalars(select(Note.text))).all()
+            assert words in found
+            assert {text.partition(":")[0] for text in found} == {tenant.identifier}
+
+        async with asyncio.timeout(90), asyncio.TaskGroup() as group:
+            for number in range(300):
+                isolation = (one, other)[number % 2]
+                group.create_task(request(isolation, tenants[number % 3], number))
+        for start, tenant in enumerate(tenants):
+            mine = [f"{tenant.identifier}:{number}" for number in range(start, 300, 3)]
+            assert await texts(other, tenant, read_only=True) == sorted(mine)
+
+
 # -- COMMIT ----------------------------------------------------------------------------------------
 
 

@@ -59,6 +59,7 @@ class PostgresIsolation:
 
     name: ClassVar[str]
     _search_path: ClassVar[str | None] = None
+    _is_affine = False
     tenants: ServerFacts
     admin: ServerFacts
 
@@ -107,7 +108,7 @@ class PostgresIsolation:
             differs=self._differs,
         )
         self._engine = make_tenant_engine(self._target, search_path=self._search_path)
-        self._shared = SharedEngine(self._engine)
+        self._shared = SharedEngine(self._engine, affine=self._is_affine)
         self._admin_engine = make_engine(
             self._admin_url,
             self._config,

@@ -17,6 +17,7 @@ __all__ = ["ServerFacts", "facts_of"]
 _FACTS: Final = text(
     """
     SELECT current_user::text AS role,
+           session_user::text AS login,
            r.rolsuper AS superuser,
            r.rolbypassrls AS bypasses,
            r.rolinherit AS inherits,
@@ -36,6 +37,7 @@ class ServerFacts:
 
     Attributes:
         role: Its role.
+        login: The role that it logged in with, which RESET ROLE goes back to.
         superuser: Whether that is a superuser.
         bypasses: Whether it bypasses row-level security.
         inherits: Whether it has the rights of the roles that it is a member of.
@@ -47,6 +49,7 @@ class ServerFacts:
     """
 
     role: str
+    login: str
     superuser: bool
     bypasses: bool
     inherits: bool
@@ -63,6 +66,7 @@ async def facts_of(connection: AsyncConnection) -> ServerFacts:
     row = (await connection.execute(_FACTS)).one()
     return ServerFacts(
         role=row.role,
+        login=row.login,
         superuser=row.superuser,
         bypasses=row.bypasses,
         inherits=row.inherits,

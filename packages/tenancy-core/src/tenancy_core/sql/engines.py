@@ -103,7 +103,13 @@ class Lease(Protocol):
 
 
 class EngineSource(Protocol):
-    """Where sessions take the engine of a tenant from."""
+    """Where sessions take the engine of a tenant from.
+
+    Attributes:
+        affine: Whether it matters which of its connections a session gets.
+    """
+
+    affine: bool
 
     def lease(self, key: str) -> Lease:
         """Return the engine of a key; release it after use."""
@@ -115,12 +121,15 @@ class SharedEngine:
 
     Attributes:
         engine: The engine.
+        affine: Whether a session had better have a connection that its tenant had last, because
+            the server then finds the plans of its statements.
     """
 
-    __slots__ = ("engine",)
+    __slots__ = ("affine", "engine")
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, affine: bool = False) -> None:
         self.engine = engine
+        self.affine = affine
 
     def lease(self, key: str) -> SharedEngine:  # noqa: ARG002 - as EngineSource
         """Return the one engine."""
@@ -174,7 +183,7 @@ class EngineCache:
         size: The setting ``max_cached_engines``.
     """
 
-    __slots__ = ("_barred", "_closed", "_entries", "_make", "_size")
+    __slots__ = ("_barred", "_closed", "_entries", "_make", "_size", "affine")
 
     def __init__(self, make: Callable[[str], AsyncEngine], size: int) -> None:
         self._make = make
@@ -182,6 +191,8 @@ class EngineCache:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._barred: set[str] = set()
         self._closed = False
+        # All connections of a tenant's own engine are the tenant's.
+        self.affine = False
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -7,7 +7,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from tenancy_core.sql.budget import ConnectionBudget
 
 __all__ = ["BudgetedPool", "PoolShare"]
+
+_USER: Final = "tenancy_user"
+"""Key in the information on a connection: whose it was last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class BudgetedPool(Pool):
         self._share = share
         self._budget = share.budget
         self._free: deque[ConnectionPoolEntry] = deque()
+        self._wanted: str | None = None
         self._closed = False
         self._lingering = 0
         self._let_go_of_all = asyncio.Event()
@@ -74,9 +78,29 @@ class BudgetedPool(Pool):
 
     # -- what the budget does with it ----------------------------------------------------------
 
+    def prefer(self, user: str) -> None:
+        """Let the next checkout take a connection that this user had last, if one is idle.
+
+        Nothing may be awaited between this call and the checkout. It is a wish: whoever gets
+        another connection is served as well.
+        """
+        self._wanted = user
+
     def pop_idle(self) -> ConnectionPoolEntry | None:
-        """Return the idle connection that was used last, or None."""
-        return self._free.pop() if self._free else None
+        """Return the idle connection that was used last, or None.
+
+        Where somebody is preferred, it is one that was theirs; else the one that has been idle for
+        longest, so that those which were used just now wait for their own users.
+        """
+        if not self._free:
+            return None
+        if self._wanted is None:
+            return self._free.pop()
+        for record in reversed(self._free):
+            if record.info.get(_USER) == self._wanted:
+                self._free.remove(record)
+                return record
+        return self._free.popleft()
 
     def push_idle(self, record: ConnectionPoolEntry) -> None:
         """Keep an idle connection."""
@@ -169,10 +193,20 @@ class BudgetedPool(Pool):
     # -- what SQLAlchemy does with it ----------------------------------------------------------
 
     def _do_get(self) -> ConnectionPoolEntry:
+        user = self._wanted
+        record = self._get()
+        if user is not None:
+            record.info[_USER] = user
+        return record
+
+    def _get(self) -> ConnectionPoolEntry:
         if self._closed:
             raise BackendUnavailable("This engine is closed; take a new one for the tenant.")
         # What is free is nobody's who waits: it would have been handed over.
-        found = self._budget.take(self)
+        try:
+            found = self._budget.take(self)
+        finally:
+            self._wanted = None
         if found is None:
             found = await_only(self._budget.acquire(self, self._share.timeout))
             if self._closed:

@@ -1,10 +1,9 @@
 """Conditions of policies in one form, whoever wrote them down.
 
 The server keeps a parsed condition and prints it in its own way: parentheses, ``::text`` behind
-literals, an alias for what a subquery selects. That way has been the same since policies exist, and
-leaves all else as it was; see ``get_rule_expr`` in
-https://github.com/postgres/postgres/blob/master/src/backend/utils/adt/ruleutils.c. So two conditions
-are compared by what remains without it.
+literals, an alias for what a subquery selects
+(https://github.com/postgres/postgres/blob/master/src/backend/utils/adt/ruleutils.c). All else it
+leaves as it was, so two conditions are compared by what remains without that.
 """
 
 from __future__ import annotations

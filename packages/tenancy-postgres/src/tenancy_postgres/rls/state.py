@@ -35,7 +35,7 @@ _TABLES: Final = text(
          ORDER BY p.position
          LIMIT 1
       ) AS oid
-      FROM pg_catalog.unnest(CAST(:schemas AS text[]), CAST(:names AS text[])) WITH ORDINALITY
+      FROM unnest(CAST(:schemas AS text[]), CAST(:names AS text[])) WITH ORDINALITY
         AS w (schema, name, number)
     ), family AS (
       SELECT number, oid, true AS is_parent FROM wanted WHERE oid IS NOT NULL
@@ -51,6 +51,8 @@ _TABLES: Final = text(
            ARRAY(
              SELECT privilege FROM pg_catalog.unnest(CAST(:privileges AS text[])) AS privilege
               WHERE pg_catalog.has_table_privilege(CAST(:role AS text), c.oid, privilege)
+                -- Whoever can become the owner has them all, and is another finding.
+                AND NOT pg_catalog.pg_has_role(CAST(:role AS text), c.relowner, 'MEMBER')
            ) AS privileges
       FROM family AS f
       JOIN pg_catalog.pg_class AS c ON c.oid = f.oid
@@ -156,8 +158,9 @@ async def states_of(
             reads=row.reads,
             writes=row.writes,
         )
-    states: list[list[TableState]] = [[] for _ in tables]
+    states = [list[TableState]() for _ in tables]
     for row in found:
+        number: int = row.number
         state = TableState(
             name=row.name,
             is_parent=row.is_parent,
@@ -168,5 +171,5 @@ async def states_of(
             privileges=tuple(row.privileges),
             policies=policies.get(row.oid, {}),
         )
-        states[row.number].append(state)
+        states[number].append(state)
     return states

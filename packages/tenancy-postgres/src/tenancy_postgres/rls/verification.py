@@ -35,21 +35,26 @@ class Verdict:
         table: The application's.
         is_there: Whether it is in the database.
         owners: Roles that can switch its protection off.
+        roles: For whom its policies are now.
         lacks: What is wrong, as sentences without a full stop; empty where it is safe.
     """
 
     table: Table
     is_there: bool
     owners: frozenset[str]
+    roles: frozenset[str]
     lacks: tuple[str, ...]
 
-    def remedy(self, roles: Sequence[str], setting: str) -> list[str]:
-        """Return statements for the owner that protect the table; not those for its children."""
+    def remedy(self, role: str, setting: str) -> list[str]:
+        """Return statements for the owner that protect the table; not those for its children.
+
+        Its policies stay those of other roles as well: another service may have one of its own.
+        """
         if not self.lacks or scope_column(self.table) is None:
             return []
         return [
             *removal_statements(self.table),
-            *protection_statements(self.table, roles, setting),
+            *protection_statements(self.table, sorted({role} | self.roles), setting),
         ]
 
 
@@ -74,15 +79,25 @@ async def verify(
             table=table,
             is_there=bool(found),
             owners=frozenset(state.owner for state in found),
+            roles=_roles(found),
             lacks=tuple(_lacks(table, found, role, setting)),
         )
         for table, found in zip(tables, states, strict=True)
     ]
 
 
-def _lacks(
-    table: Table, found: Sequence[TableState], role: str, setting: str
-) -> Iterator[str]:
+def _roles(found: Sequence[TableState]) -> frozenset[str]:
+    ours = [
+        policy.roles
+        for state in found
+        if state.is_parent
+        for policy in state.policies.values()
+        if policy.name in {ACCESS, FLOOR}
+    ]
+    return frozenset[str]().union(*ours) - {PUBLIC}
+
+
+def _lacks(table: Table, found: Sequence[TableState], role: str, setting: str) -> Iterator[str]:
     if scope_column(table) is None:
         return
     expected = normal_form(policy_expression(table, setting))

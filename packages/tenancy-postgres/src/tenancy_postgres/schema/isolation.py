@@ -53,8 +53,10 @@ class SchemaIsolation(PostgresIsolation):
         )
 
     def _make_engines(self) -> None:
-        super()._make_engines()
         self._qualified = self._settings.schema_mode == "qualified"
+        # The server plans a prepared statement anew whenever the search path is another one.
+        self._is_affine = not self._qualified
+        super()._make_engines()
         choice = self._settings.statement_tag
         self._tags_all = not self._qualified and (
             choice == "always" or (choice == "auto" and has_own_types(self._metadata))

@@ -6,7 +6,7 @@ BEGIN and no COMMIT. The statements of one session have no common snapshot.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import ColumnClause, FunctionElement, TextClause, event
@@ -101,7 +101,7 @@ def leaves_nothing(statement: Any) -> bool:  # noqa: ANN401 - whatever was compi
 
 
 def _is_harmless(element: Any) -> bool:  # noqa: ANN401 - whatever is in a statement
-    kind = cast("type[Any]", type(element))
+    kind: type[Any] = element.__class__
     if issubclass(kind, FunctionElement):
         return getattr(element, "name", "").lower() in _HARMLESS
     if issubclass(kind, ColumnClause):
