@@ -339,3 +339,14 @@ async def test_a_tenant_whose_role_was_removed_is_refused(postgres_server: Postg
             with pytest.raises((IsolationError, BackendUnavailable)):
                 async with isolation.session(ghost) as session:
                     await session.execute(select(Note))
+
+
+async def test_one_role_for_everything_is_told_in_the_log(
+    postgres_database: PostgresDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = postgres_database.owner_url
+    async with opened(postgres_database, url=url, control_database_url=None):
+        assert "name another role in TENANCY_CONTROL_DATABASE_URL" in caplog.text
+    caplog.clear()
+    async with opened(postgres_database):
+        assert caplog.text == ""

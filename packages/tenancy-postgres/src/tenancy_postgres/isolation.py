@@ -20,6 +20,7 @@ from tenancy_core.sql import (
     require_own,
 )
 from tenancy_core.sql.postgres import WITHOUT_PREPARED, code_of, connect_args, replace_closed
+from tenancy_core.sql.scoped import SETTING
 from tenancy_postgres.engine import Link, Target, make_tenant_engine
 from tenancy_postgres.failures import unavailable
 from tenancy_postgres.quoting import quote_literal
@@ -118,6 +119,8 @@ class PostgresIsolation:
             pool_pre_ping=False,
         )
         replace_closed(self._admin_engine)
+        # Read by the server default of the tenant's column.
+        setattr(self._admin_engine.sync_engine.dialect, SETTING, self._config.rls_setting)
 
     async def _is_missing(self, place: str) -> bool:  # noqa: ARG002 - for those that have places
         return False

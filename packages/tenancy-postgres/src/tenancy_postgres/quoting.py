@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["quote_identifier", "quote_literal"]
+__all__ = ["quote_identifier", "quote_literal", "quote_setting"]
 
 
 def quote_identifier(name: str) -> str:
@@ -14,6 +14,11 @@ def quote_identifier(name: str) -> str:
     if not name or "\0" in name:
         raise ValueError("A PostgreSQL name is not empty and holds no NUL.")
     return '"' + name.replace('"', '""') + '"'
+
+
+def quote_setting(name: str) -> str:
+    """Return the name of a setting with a class, ``app.tenant_id``, each part in double quotes."""
+    return ".".join(map(quote_identifier, name.split(".")))
 
 
 def quote_literal(value: str) -> str:

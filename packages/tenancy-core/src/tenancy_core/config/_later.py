@@ -14,7 +14,6 @@ _HYBRID: Final = "hybrid isolation"
 
 LATER: Final[dict[str, str]] = {
     "database_url_template": "a database server per tenant",
-    "rls_setting": "row-level security",
     "standard_isolation_strategy": _HYBRID,
     "premium_isolation_strategy": _HYBRID,
     "premium_plans": _HYBRID,

@@ -46,6 +46,7 @@ from tenancy_core.config._keys import (
     check_keys,
 )
 from tenancy_core.config._later import LATER, LATER_IN_PLANS
+from tenancy_core.config._rls import check_rls_setting
 from tenancy_core.config._urls import dialect_of, is_in_memory, require_async_url
 from tenancy_core.contract import RateLimit
 from tenancy_core.errors import ConfigurationError
@@ -247,7 +248,8 @@ class TenancyConfig(BaseSettings):
     # -- isolation
     schema_prefix: str = Field(default="tenant_", description="Start of derived schema names.")
     rls_setting: str = Field(
-        default="app.tenant_id", description="Setting that row policies compare with."
+        default="app.tenant_id",
+        description="Under `rls`: name of the setting that row policies compare with.",
     )
     standard_isolation_strategy: str = Field(
         default="rls", description="Under `hybrid`: the strategy of most tenants."
@@ -505,6 +507,11 @@ class TenancyConfig(BaseSettings):
         if value.lower() in _FORBIDDEN_HEADERS:
             raise ValueError("is a header with another meaning; choose one of your own")
         return value
+
+    @field_validator("rls_setting")
+    @classmethod
+    def _check_rls_setting(cls, value: str) -> str:
+        return check_rls_setting(value)
 
     @field_validator("domain_suffix")
     @classmethod

@@ -1,4 +1,4 @@
-"""The toolkit for packages that bring a database: engines, sessions, names, the control tables."""
+"""The toolkit for databases: tenants' tables, engines, sessions, names, the control tables."""
 
 from tenancy_core.sql.budget import ConnectionBudget
 from tenancy_core.sql.engines import (
@@ -9,22 +9,36 @@ from tenancy_core.sql.engines import (
     make_engine,
 )
 from tenancy_core.sql.naming import NAME_MAX_BYTES, derive_name
+from tenancy_core.sql.scoped import (
+    GLOBAL,
+    TenantScoped,
+    tenant_column,
+    tenant_foreign_key,
+    tenant_unique,
+)
 from tenancy_core.sql.session import (
+    TENANT,
     TenantConnectionContext,
     TenantSessionContext,
     require_own,
 )
 
 __all__ = [
+    "GLOBAL",
     "NAME_MAX_BYTES",
+    "TENANT",
     "ConnectionBudget",
     "EngineCache",
     "EngineLease",
     "SharedEngine",
     "TenantConnectionContext",
+    "TenantScoped",
     "TenantSessionContext",
     "close_engine",
     "derive_name",
     "make_engine",
     "require_own",
+    "tenant_column",
+    "tenant_foreign_key",
+    "tenant_unique",
 ]

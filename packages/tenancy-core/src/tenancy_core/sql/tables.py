@@ -23,6 +23,7 @@ from sqlalchemy.types import JSON, TypeDecorator
 
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
+    from sqlalchemy.types import TypeEngine
 
 __all__ = [
     "METADATA",
@@ -73,6 +74,11 @@ class _UtcDateTime(TypeDecorator[Any]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+def _name(length: int) -> TypeEngine[str]:
+    """A short text, compared and sorted by its bytes, whatever the order of the database is."""
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
 METADATA: Final = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -87,14 +93,14 @@ tenants: Final = Table(
     METADATA,
     Column("id", Uuid, primary_key=True),
     # NULL once a tenant is erased: its identifier is free again, its row keeps only the id.
-    Column("identifier", String(48), unique=True),
+    Column("identifier", _name(48), unique=True),
     Column("name", Text, nullable=False),
-    Column("status", String(16), nullable=False),
-    Column("plan", String(64)),
+    Column("status", _name(16), nullable=False),
+    Column("plan", _name(64)),
     Column("limits", JSON, nullable=False),
-    Column("isolation", String(32), nullable=False),
-    Column("placement_server", String(64), nullable=False),
-    Column("placement_name", String(63), nullable=False, unique=True),
+    Column("isolation", _name(32), nullable=False),
+    Column("placement_server", _name(64), nullable=False),
+    Column("placement_name", _name(63), nullable=False, unique=True),
     Column("metadata", JSON, nullable=False),
     Column("version", Integer, nullable=False),
     Column("created_at", _UtcDateTime, nullable=False),
@@ -107,7 +113,7 @@ secrets: Final = Table(
     "tenancy_secrets",
     METADATA,
     Column("tenant_id", Uuid, ForeignKey("tenancy_tenants.id"), primary_key=True),
-    Column("name", String(64), primary_key=True),
+    Column("name", _name(64), primary_key=True),
     Column("value", LargeBinary, nullable=False),
 )
 
@@ -117,7 +123,7 @@ audit_log: Final = Table(
     # No foreign key: the log outlives the tenant.
     Column("tenant_id", Uuid, primary_key=True),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
-    Column("action", String(64), nullable=False),
+    Column("action", _name(64), nullable=False),
     Column("actor", Text),
     Column("reason", Text),
     Column("details", JSON, nullable=False),
@@ -150,9 +156,9 @@ refusals: Final = Table(
     "tenancy_refusals",
     METADATA,
     # 36 characters of an id, or empty: a primary key has no NULL.
-    Column("tenant", String(36), primary_key=True),
+    Column("tenant", _name(36), primary_key=True),
     Column("minute", _UtcDateTime, primary_key=True),
-    Column("code", String(32), primary_key=True),
+    Column("code", _name(32), primary_key=True),
     Column("count", BigInteger, nullable=False),
 )
 
@@ -160,7 +166,7 @@ refusals: Final = Table(
 reservations: Final = Table(
     "tenancy_reservations",
     METADATA,
-    Column("digest", String(64), primary_key=True),
+    Column("digest", _name(64), primary_key=True),
     # NULL where the tenant was erased: nothing links the two any more.
     Column("tenant_id", Uuid),
     Column("since", _UtcDateTime, nullable=False),
@@ -169,7 +175,7 @@ reservations: Final = Table(
 keys: Final = Table(
     "tenancy_keys",
     METADATA,
-    Column("name", String(32), primary_key=True),
+    Column("name", _name(32), primary_key=True),
     Column("value", LargeBinary(32), nullable=False),
 )
 
@@ -177,8 +183,8 @@ journal: Final = Table(
     "tenancy_journal",
     METADATA,
     Column("tenant_id", Uuid, primary_key=True),
-    Column("operation", String(32), primary_key=True),
-    Column("step", String(64), primary_key=True),
+    Column("operation", _name(32), primary_key=True),
+    Column("step", _name(64), primary_key=True),
     Column("position", Integer, nullable=False),
 )
 
@@ -197,6 +203,6 @@ changes: Final = Table(
 counters: Final = Table(
     "tenancy_counters",
     METADATA,
-    Column("name", String(32), primary_key=True),
+    Column("name", _name(32), primary_key=True),
     Column("value", BigInteger, nullable=False),
 )

@@ -64,7 +64,8 @@ class IsolationSuite(Suite, published=True):
         isolation_name: The name under which the strategy is registered.
         model: The mapped class that the tests read and write: columns ``id`` (integer) and
             ``text`` (unique within a tenant), table ``tenancy_suite_notes``. A strategy that needs
-            a further column on each table gives a class of its own.
+            a further column on each table gives a class of its own, and :meth:`key` if that column
+            is part of the primary key.
     """
 
     isolation_name: ClassVar[str] = "database"
@@ -102,6 +103,15 @@ class IsolationSuite(Suite, published=True):
     def table_of(self, tenant: Tenant) -> str:  # noqa: ARG002 - for those that need it
         """Return how raw SQL in a session of a tenant names the table of the tests."""
         return TABLE
+
+    def key(self, tenant: Tenant, number: int) -> dict[str, Any]:  # noqa: ARG002 - for keys that hold the tenant
+        """Return the primary key of a row, by attribute: of ``number``, and more if there is more.
+
+        Args:
+            tenant: Whose row it is.
+            number: Its ``id``.
+        """
+        return {"id": number}
 
     def attacks(self, victim: Tenant) -> Sequence[Sequence[str]]:
         """Return SQL that reaches for the table of the victim, by whatever name it has.
@@ -327,12 +337,13 @@ class IsolationSuite(Suite, published=True):
             async with isolation.session(tenant) as session:
                 session.add(self.model(id=1, text=tenant.identifier))
         async with isolation.session(acme) as one, isolation.session(beta) as other:
-            mine, theirs = await one.get(self.model, 1), await other.get(self.model, 1)
+            mine = await one.get(self.model, self.key(acme, 1))
+            theirs = await other.get(self.model, self.key(beta, 1))
             assert mine is not None
             assert theirs is not None
             assert (mine.text, theirs.text) == ("acme", "beta")
             assert mine is not theirs
-            merged = await other.merge(self.model(id=1, text="merged"))
+            merged = await other.merge(self.model(**self.key(beta, 1), text="merged"))
             assert merged is theirs
         assert await self._texts(isolation, acme) == ["acme"]
         assert await self._texts(isolation, beta) == ["merged"]

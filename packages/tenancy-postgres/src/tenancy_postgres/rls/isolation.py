@@ -11,9 +11,8 @@ from sqlalchemy import make_url, text
 from tenancy_core.errors import ConfigurationError, UnsafeRoleError
 from tenancy_core.sql import require_own
 from tenancy_core.sql.flaws import flaws_of
-from tenancy_core.sql.scoped import SETTING
 from tenancy_postgres.isolation import PostgresIsolation
-from tenancy_postgres.quoting import quote_identifier, quote_literal
+from tenancy_postgres.quoting import quote_identifier, quote_literal, quote_setting
 from tenancy_postgres.rls.roles import dangers_of
 from tenancy_postgres.rls.tables import SharedTables
 from tenancy_postgres.scope import SCOPE, Scope
@@ -72,11 +71,6 @@ class RlsIsolation(PostgresIsolation):
                 + "\n".join(f"- {flaw}" for flaw in flaws)
             )
         return metadata
-
-    def _make_engines(self) -> None:
-        super()._make_engines()
-        # Read by the server default of the tenant's column.
-        setattr(self._admin_engine.sync_engine.dialect, SETTING, self._config.rls_setting)
 
     # -- opening -------------------------------------------------------------------------------
 
@@ -143,7 +137,7 @@ class RlsIsolation(PostgresIsolation):
     def _beginning(self, schemas: Sequence[str]) -> str:
         # Both roles mean the same tables: in another schema there may be some without policies.
         path = ", ".join(map(quote_identifier, schemas)) or "''"
-        setting = ".".join(map(quote_identifier, self._config.rls_setting.split(".")))
+        setting = quote_setting(self._config.rls_setting)
         return f"SET LOCAL search_path={path};SET LOCAL {setting}="
 
     # -- sessions ------------------------------------------------------------------------------

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from tenancy_core.sql import SharedEngine, require_own
-from tenancy_core.sql.scoped import has_scoped_tables
+from tenancy_core.sql.scoped import SETTING, has_scoped_tables
 from tenancy_postgres.ddl import has_own_types
 from tenancy_postgres.engine import tag_statements
 from tenancy_postgres.isolation import PostgresIsolation
-from tenancy_postgres.quoting import quote_identifier, quote_literal
+from tenancy_postgres.quoting import quote_identifier, quote_literal, quote_setting
 from tenancy_postgres.schema.places import SchemaPlaces
 from tenancy_postgres.schema.reading import make_reading_engine
 from tenancy_postgres.scope import SCOPE, Scope
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from tenancy_core.tenant import Tenant
 
 __all__ = ["SchemaIsolation"]
+
+
+_log = logging.getLogger("tenancy")
 
 
 class SchemaIsolation(PostgresIsolation):
@@ -49,7 +53,7 @@ class SchemaIsolation(PostgresIsolation):
             roles=self._roles,
             admin_setting=self._admin_setting,
             patience=self._config.database_pool_timeout,
-            dialect={"tenancy_rls_setting": self._config.rls_setting},
+            dialect={SETTING: self._config.rls_setting},
         )
 
     def _make_engines(self) -> None:
@@ -70,6 +74,15 @@ class SchemaIsolation(PostgresIsolation):
         await super().__aenter__()
         self._places.know(self.tenants, self.admin)
         return self
+
+    async def _verify(self) -> None:
+        if self.admin.role == self.tenants.role:
+            _log.warning(
+                "tenants' sessions have the role %r, which makes their schemas and may read the "
+                "tenant store: name another role in %s",
+                self.tenants.role,
+                "TENANCY_CONTROL_DATABASE_URL",
+            )
 
     async def _close(self) -> None:
         await super()._close()
@@ -110,7 +123,7 @@ class SchemaIsolation(PostgresIsolation):
         settings += self._ride_along(tenant)
         if self._sets_tenant:
             value = quote_literal(str(tenant.id))
-            settings += f";SET LOCAL {self._config.rls_setting}={value}"
+            settings += f";SET LOCAL {quote_setting(self._config.rls_setting)}={value}"
         if self._roles:
             settings += f";SET LOCAL ROLE {quoted}"
         tagged = self._tags_all or place in self._differing

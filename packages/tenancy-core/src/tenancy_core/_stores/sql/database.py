@@ -149,12 +149,13 @@ class _Postgres(Database):
     async def _look(self) -> None:
         async with self.engine.connect() as connection:
             self._pooled = await postgres.is_pooled(connection)
-            # It was opened before it was known what is there.
+            if self._pooled:
+                return
+            # It was opened for a pooler, before it was known that there is none.
             await connection.invalidate()
-        if not self._pooled:
-            # One round trip instead of three. A pooler could give the two messages of a statement
-            # to two servers.
-            self.reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        # One round trip instead of three. A pooler could give the two messages of a statement to
+        # two servers.
+        self.reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 _KINDS: Final[dict[str, type[Database]]] = {"postgresql": _Postgres, "sqlite": _Sqlite}

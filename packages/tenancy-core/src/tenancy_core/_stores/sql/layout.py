@@ -55,8 +55,9 @@ async def make_tables(engine: AsyncEngine, setting: str) -> None:
         except (IntegrityError, OperationalError, ProgrammingError) as error:
             if getattr(error.orig, "sqlstate", None) == _DENIED:
                 raise _lacks_rights(engine, setting) from error
-            # Whoever met a lock has waited for it already.
-            if not left or sqlite.code_of(error.orig) is not None:
+            # Whoever met a lock has waited for it already, and behind PostgreSQL's nobody races.
+            waited = engine.dialect.name == "postgresql" or sqlite.code_of(error.orig) is not None
+            if not left or waited:
                 raise
             await anyio.sleep(_PAUSE)
         except DatabaseError as error:
@@ -102,10 +103,17 @@ def _namespace(connection: Connection) -> str | None:
 
 
 def _lacks_rights(engine: AsyncEngine, setting: str) -> ConfigurationError:
+    quote = engine.dialect.identifier_preparer.quote
     role, database = engine.url.username, engine.url.database
+    # A URL that leaves them out has those of the environment, or of the machine's user.
+    grantee, place = quote(role or "its_role"), quote(database or "its_database")
     return ConfigurationError(
-        f"The role {role!r} of {setting} may not make the tables of the tenant store, or may not "
-        f"use those that are there. Run, as the owner of the database {database!r}: CREATE SCHEMA "
-        f"{tables.NAMESPACE} AUTHORIZATION {role}; or give it the right to: GRANT CREATE ON "
-        f"DATABASE {database} TO {role}."
+        f"The role {role or ''!r} of {setting} may not make the tables of the tenant store, or may "
+        "not use those that are there. Where there is no schema "
+        f"{tables.NAMESPACE} yet, run as the owner of the database: CREATE SCHEMA "
+        f"{tables.NAMESPACE} AUTHORIZATION {grantee}; or let it make one: GRANT CREATE ON DATABASE "
+        f"{place} TO {grantee}. Where there is one, name the role that owns it in {setting}, or "
+        f"run as its owner: GRANT USAGE, CREATE ON SCHEMA {tables.NAMESPACE} TO {grantee}; and, "
+        "where the tables are there too: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN "
+        f"SCHEMA {tables.NAMESPACE} TO {grantee}."
     )

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["reach"]
 
+_NOT_NOW: Final = frozenset(
+    {
+        "25006",  # read_only_sql_transaction: a standby that is not promoted yet
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected: nothing is left of the transaction, as after a lost link
+    }
+)
+
 
 class _Reach(AbstractAsyncContextManager[None]):
     __slots__ = ()
@@ -31,7 +39,7 @@ class _Reach(AbstractAsyncContextManager[None]):
     ) -> None:
         code = None
         if isinstance(error, DBAPIError):
-            code = sqlite.code_of(error.orig) or postgres.code_of(error.orig)
+            code = _code_of(error.orig)
             flaw = postgres.flaw_of(error.orig)
             if flaw is not None:
                 raise flaw from error
@@ -43,6 +51,13 @@ class _Reach(AbstractAsyncContextManager[None]):
             raise BackendUnavailable(
                 f"The tenant store cannot be reached ({code or type(error).__name__})."
             ) from error
+
+
+def _code_of(error: BaseException | None) -> str | None:
+    code = sqlite.code_of(error) or postgres.code_of(error)
+    if code is None and (state := getattr(error, "sqlstate", None)) in _NOT_NOW:
+        return str(state)
+    return code
 
 
 reach: Final = _Reach()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from tenancy_core._stores.sql.database import database_of
 from tenancy_core._stores.sql.layout import INSTANCE_KEY
@@ -66,9 +67,19 @@ class SqlTenantStore:
         return tenant_of(rows[0]) if rows else None
 
     async def _rows(self, query: Select[*tuple[Any, ...]]) -> Sequence[Row[Any]]:
-        async with reach, self._database.reading.connect() as connection:
-            rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
-        return rows
+        async with reach:
+            try:
+                return await self._read(query)
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+            # What was said first over an idle link found it dead: the server was restarted, say.
+            # The pool has dropped all that are as old, and reading twice does no harm.
+            return await self._read(query)
+
+    async def _read(self, query: Select[*tuple[Any, ...]]) -> Sequence[Row[Any]]:
+        async with self._database.reading.connect() as connection:
+            return (await connection.execute(query)).all()
 
     async def list(
         self,

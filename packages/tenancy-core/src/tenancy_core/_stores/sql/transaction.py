@@ -46,6 +46,9 @@ _CHANGES_KEPT: Final = 10_000
 _READ_BACK_TRIES: Final = 5
 _READ_BACK_PAUSE: Final = 0.5
 """Seconds between two tries; a server that restarts is back within a few."""
+_READ_BACK_PATIENCE: Final = 5.0
+"""Seconds that a try may take: the server may not have noticed yet that the link is gone, and
+holds the row that is waited for."""
 
 
 class SqlTransaction:
@@ -108,9 +111,10 @@ class SqlTransaction:
         )
         for left in reversed(range(_READ_BACK_TRIES if self._marker is not None else 0)):
             try:
-                async with self._database.engine.begin() as connection:
-                    await connection.execute(counter.with_for_update())
-                    return (await connection.execute(entry)).first() is not None
+                with anyio.fail_after(_READ_BACK_PATIENCE):
+                    async with self._database.engine.begin() as connection:
+                        await connection.execute(counter.with_for_update())
+                        return (await connection.execute(entry)).first() is not None
             except (DBAPIError, OSError, BackendUnavailable) as failure:
                 _log.warning("a lost commit cannot be read back yet: %s", type(failure).__name__)
             if left:

@@ -1,0 +1,218 @@
+"""Threat L1: a role that could step around the policies is not used."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select, text
+
+from support.scoped import Note, rls, tenant, two_tenants
+from tenancy_core.errors import ConfigurationError, UnsafeRoleError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from support.services.databases import PostgresDatabase
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def role(database: PostgresDatabase, suffix: str, rights: str = "") -> AsyncIterator[str]:
+    """Make a role besides those that the database has."""
+    name = f"{database.name}_{suffix}"
+    await database.admin(f"CREATE ROLE {name} NOLOGIN {rights}")
+    try:
+        yield name
+    finally:
+        await database.admin(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+async def refusal(database: PostgresDatabase, **options: Any) -> str:
+    with pytest.raises(UnsafeRoleError) as caught:
+        async with rls(database, **options):
+            raise AssertionError("It was opened.")
+    assert database.app in str(caught.value)
+    assert database.password not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+async def database(postgres_database: PostgresDatabase) -> PostgresDatabase:
+    """With the tables of the application, and a note of each of two tenants."""
+    async with two_tenants(postgres_database):
+        pass
+    return postgres_database
+
+
+@pytest.mark.parametrize(
+    ("attribute", "why"),
+    [
+        ("SUPERUSER", "it is a superuser"),
+        ("BYPASSRLS", "it has BYPASSRLS"),
+        ("REPLICATION", "it has REPLICATION"),
+    ],
+)
+async def test_L1_the_role_itself(database: PostgresDatabase, attribute: str, why: str) -> None:
+    await database.admin(f"ALTER ROLE {database.app} {attribute}")
+    found = await refusal(database)
+    assert why.removeprefix("it ") in found
+    assert "NOSUPERUSER NOBYPASSRLS" in found
+
+
+@pytest.mark.parametrize("inherits", ["INHERIT", "NOINHERIT"])
+@pytest.mark.parametrize("attribute", ["SUPERUSER", "BYPASSRLS", "REPLICATION"])
+async def test_L1_a_member_of_such_a_role(
+    database: PostgresDatabase, attribute: str, inherits: str
+) -> None:
+    await database.admin(f"ALTER ROLE {database.app} {inherits}")
+    async with role(database, "above", attribute) as above, role(database, "between") as between:
+        await database.admin(f"GRANT {above} TO {between}", f"GRANT {between} TO {database.app}")
+        assert f"a member of '{above}'" in await refusal(database)
+
+
+async def test_L1_a_member_of_the_owner(database: PostgresDatabase) -> None:
+    await database.admin(
+        f"ALTER ROLE {database.app} NOINHERIT", f"GRANT {database.owner} TO {database.app}"
+    )
+    found = await refusal(database)
+    assert f"a member of '{database.owner}'" in found
+    assert "owns tables of tenants and can switch row-level security off" in found
+
+
+async def test_L1_a_member_of_the_role_that_will_own_the_tables(
+    postgres_database: PostgresDatabase,
+) -> None:
+    """Before there is a table."""
+    database = postgres_database
+    await database.admin(f"GRANT {database.owner} TO {database.app}")
+    assert f"a member of '{database.owner}'" in await refusal(database)
+
+
+@pytest.mark.parametrize("forced", ["FORCE", "NO FORCE"])
+async def test_L1_the_owner(database: PostgresDatabase, forced: str) -> None:
+    """Held by the policies or not: it can change that."""
+    await database.admin(
+        f"ALTER TABLE notes OWNER TO {database.app}",
+        f"ALTER TABLE notes {forced} ROW LEVEL SECURITY",
+    )
+    assert "owns tables of tenants" in await refusal(database)
+
+
+async def test_L1_the_role_that_logged_in_counts(database: PostgresDatabase) -> None:
+    """``ALTER ROLE … SET role`` makes it another one until somebody says RESET ROLE."""
+    async with role(database, "plain") as plain:
+        await database.admin(
+            f"GRANT {plain} TO {database.app}",
+            f"ALTER ROLE {database.app} BYPASSRLS",
+            f"ALTER ROLE {database.app} SET role = '{plain}'",
+            f"GRANT USAGE ON SCHEMA public TO {plain}",
+        )
+        with pytest.raises(UnsafeRoleError, match="has BYPASSRLS"):
+            async with rls(database):
+                pass
+
+
+async def test_L1_a_role_that_reaches_the_files_of_the_server(database: PostgresDatabase) -> None:
+    await database.admin(f"GRANT pg_read_server_files TO {database.app}")
+    assert "a member of 'pg_read_server_files', which reaches" in await refusal(database)
+
+
+async def test_L1_reading_and_writing_all_data_is_held_by_policies(
+    database: PostgresDatabase,
+) -> None:
+    await database.admin(
+        f"GRANT pg_read_all_data TO {database.app}", f"GRANT pg_write_all_data TO {database.app}"
+    )
+    async with rls(database) as isolation, isolation.session(tenant("acme")) as session:
+        assert (await session.scalars(select(Note))).all() == []
+        assert (await session.execute(text("DELETE FROM notes"))).rowcount == 0
+    assert await database.fetchval("SELECT count(*) FROM notes") == 2
+
+
+async def test_L2_a_role_that_nobody_named_sees_nothing(database: PostgresDatabase) -> None:
+    """Policies are for the sessions' role: a right on the table alone shows no rows."""
+    async with role(database, "reports") as reports:
+        await database.admin(
+            f"GRANT USAGE ON SCHEMA public TO {reports}",
+            f"GRANT SELECT ON notes TO {reports}",
+        )
+        owner = await database.fetchval("SELECT tenant_id::text FROM notes LIMIT 1")
+        async with database.connection() as connection:
+            await connection.execute(f"SET ROLE {reports}; SET app.tenant_id = '{owner}'")
+            assert await connection.fetch("SELECT * FROM notes") == []
+            await connection.execute(f"RESET ROLE; SET ROLE {database.app}")
+            assert len(await connection.fetch("SELECT * FROM notes")) == 1
+
+
+async def test_L1_a_role_with_CREATEROLE_is_told_by_version(database: PostgresDatabase) -> None:
+    """From PostgreSQL 16 on it gives no membership in roles that somebody else made."""
+    await database.admin(f"ALTER ROLE {database.app} CREATEROLE")
+    version = await database.fetchval("SELECT current_setting('server_version_num')::int")
+    if version < 160_000:
+        assert "CREATEROLE" in await refusal(database)
+    else:
+        async with rls(database):
+            pass
+
+
+async def test_L1_the_way_out_is_logged_each_time(
+    database: PostgresDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    await database.admin(f"ALTER ROLE {database.app} BYPASSRLS")
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "tenancy"):
+            async with rls(database, section={"allow_unsafe_role": True}):
+                pass
+        (record,) = caplog.records
+        assert "TENANCY_POSTGRES_ALLOW_UNSAFE_ROLE" in record.getMessage()
+        assert "has BYPASSRLS" in record.getMessage()
+
+
+async def test_the_way_out_opens_for_a_superuser_that_does_everything(
+    postgres_database: PostgresDatabase,
+) -> None:
+    """Such as a container has that somebody tries this in."""
+    url = postgres_database.superuser_url
+    async with rls(
+        postgres_database,
+        database_url=url,
+        control_database_url=None,
+        section={"allow_unsafe_role": True, "admin_url": None},
+    ) as isolation:
+        acme = tenant("acme")
+        await isolation.provision(acme)
+        async with isolation.session(acme) as session:
+            session.add(Note(text="served"))
+    with pytest.raises(ConfigurationError, match="a role of its own"):
+        async with rls(
+            postgres_database,
+            database_url=url,
+            control_database_url=None,
+            section={"admin_url": None},
+        ):
+            pass
+
+
+async def test_the_role_that_makes_tables_is_not_the_sessions(
+    postgres_database: PostgresDatabase,
+) -> None:
+    database = postgres_database
+    with pytest.raises(ConfigurationError, match="which makes the tables") as caught:
+        async with rls(database, database_url=database.owner_url):
+            pass
+    assert "Give TENANCY_DATABASE_URL a role of its own" in str(caught.value)
+
+
+async def test_the_role_that_keeps_the_tenant_store_is_not_the_sessions(
+    postgres_database: PostgresDatabase,
+) -> None:
+    database = postgres_database
+    with pytest.raises(ConfigurationError, match="which could read it") as caught:
+        async with rls(database, control_database_url=None):
+            pass
+    assert "Set TENANCY_CONTROL_DATABASE_URL with another role" in str(caught.value)
