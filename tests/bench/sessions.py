@@ -173,9 +173,7 @@ async def time_requests(work: Any, requests: int) -> float:
 def median_of(values: list[float]) -> tuple[float, float, float]:
     """Return the lower end, the median and the upper end."""
     dice = random.Random(0)
-    drawn = sorted(
-        statistics.median(dice.choices(values, k=len(values))) for _ in range(2000)
-    )
+    drawn = sorted(statistics.median(dice.choices(values, k=len(values))) for _ in range(2000))
     return drawn[50], statistics.median(values), drawn[-51]
 
 
@@ -195,10 +193,7 @@ async def measure(options: Any) -> dict[str, Any]:
                 order = list(compared)
                 random.shuffle(order)
                 rounds.append(
-                    {
-                        name: await time_requests(compared[name], options.requests)
-                        for name in order
-                    }
+                    {name: await time_requests(compared[name], options.requests) for name in order}
                 )
                 if sys.stderr.isatty():
                     print(f"\rround {number + 1} of {options.rounds}", end="", file=sys.stderr)

@@ -135,7 +135,8 @@ def test_plans_are_json(setenv: Callable[..., None]) -> None:
             '{"pro": {"rate_limit_per_minut": 9}}',
             (
                 "TENANCY_PLANS, pro has no setting 'rate_limit_per_minut'. There is "
-                "rate_limit_per_minute, rate_limit_burst. Did you mean 'rate_limit_per_minute'?"
+                "rate_limit_per_minute, rate_limit_burst, statement_timeout, lock_timeout, "
+                "idle_timeout. Did you mean 'rate_limit_per_minute'?"
             ),
         ),
         (
@@ -497,7 +498,7 @@ def test_a_section_s_secret_and_its_file_are_never_both_set(setenv: Callable[...
             {"sqllite": {"root": "x"}},
             (
                 "sections= has settings for 'sqllite', which no installed plugin reads. There is "
-                "sqlite. Did you mean 'sqlite'?"
+                "postgres, sqlite. Did you mean 'sqlite'?"
             ),
         ),
     ],

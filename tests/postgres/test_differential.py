@@ -125,13 +125,15 @@ async def run(isolation: Any, tenants: dict[str, Any], workload: Any) -> list[An
     return seen
 
 
-async def take(session: Any, tenant: Any, step: Any, seen: list[Any], reads: bool = False) -> None:
+async def take(  # noqa: C901, PLR0912 - one case for each kind of step
+    session: Any, tenant: Any, step: Any, seen: list[Any], *, reads: bool = False
+) -> None:
     match step:
         case ("savepoint", inner, keeps):
             try:
                 async with session.begin_nested():
                     for one in inner:
-                        await take(session, tenant, one, seen, reads)
+                        await take(session, tenant, one, seen, reads=reads)
                     if not keeps:
                         raise Undone
             except (IntegrityError, Undone) as error:
@@ -206,14 +208,16 @@ def model(workload: Any) -> list[Any]:
     return seen
 
 
-def after(rows: Rows, step: Any, seen: list[Any], reads: bool = False) -> Rows:
+def after(  # noqa: C901, PLR0911, PLR0912 - as above
+    rows: Rows, step: Any, seen: list[Any], *, reads: bool = False
+) -> Rows:
     notes = dict(rows.notes)
     match step:
         case ("savepoint", inner, keeps):
             changed = rows
             try:
                 for one in inner:
-                    changed = after(changed, one, seen, reads)
+                    changed = after(changed, one, seen, reads=reads)
             except Refused:
                 seen.append("inner IntegrityError")
                 return rows

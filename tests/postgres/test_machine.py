@@ -1,4 +1,4 @@
-"""Sessions of several tenants, interleaved at will: each sees its own, and connections carry nobody."""
+"""Sessions of tenants, interleaved at will: each sees its own, and connections carry nobody."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ class Sessions(RuleBasedStateMachine):
                 if not one.savepoints:
                     await one.session.commit()
                 raise Undone
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - as an `async with` would
                 await self.leave_with(one, error)
 
         self.run(strike(work(), point, insist=insists))
