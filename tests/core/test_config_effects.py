@@ -226,7 +226,7 @@ async def test_database_pool_recycle_replaces_old_connections(
     from_env: FromEnv,
     engine_of: Callable[[TenancyConfig], AsyncEngine],
     seconds: str,
-    same: bool,  # noqa: FBT001 - a parameter of the test
+    same: bool,
 ) -> None:
     engine = engine_of(from_env(database_pool_recycle=seconds))
     drivers: list[object] = []

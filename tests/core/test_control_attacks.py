@@ -95,7 +95,7 @@ def make_tenancy(
 async def test_C2_a_creation_whose_tenant_is_erased_while_it_provisions_leaves_nothing(
     make_tenancy: Callable[..., Tenancy],
     places: Places,
-    fails: bool,  # noqa: FBT001 - a parameter
+    fails: bool,
 ) -> None:
     async with make_tenancy() as tenancy:
         half = places.during["provision"] = Half()
@@ -205,7 +205,7 @@ async def test_C5_a_restoration_and_an_erasure_at_once_end_in_one_of_the_two(
     make_tenancy: Callable[..., Tenancy],
     places: Places,
     monkeypatch: pytest.MonkeyPatch,
-    restored_first: bool,  # noqa: FBT001 - a parameter
+    restored_first: bool,
 ) -> None:
     async with make_tenancy() as tenancy:
         service = tenancy.tenants

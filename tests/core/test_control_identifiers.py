@@ -35,7 +35,7 @@ async def test_nobody_else_gets_an_identifier_while_a_cache_may_believe_in_its_o
     make_config: Callable[..., TenancyConfig],
     later: type[Later],
     how: str,
-    shared: bool,  # noqa: FBT001 - a parameter
+    shared: bool,
     kept: int,
 ) -> None:
     config = make_config(**SETTINGS, cache_enabled=shared, cache_ttl=600)

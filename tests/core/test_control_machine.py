@@ -109,7 +109,7 @@ class ControlPlane(RuleBasedStateMachine):
     # -- calls -------------------------------------------------------------------------------------
 
     @rule(target=keys, name=NAMES, fails=st.booleans())
-    def create(self, name: str, fails: bool) -> Any:  # noqa: FBT001 - drawn
+    def create(self, name: str, fails: bool) -> Any:
         unfinished = [
             key
             for key, one in self.known.items()
@@ -183,7 +183,7 @@ class ControlPlane(RuleBasedStateMachine):
             one.status = one.before
 
     @rule(key=keys, fails=st.booleans())
-    def erase(self, key: UUID, fails: bool) -> None:  # noqa: FBT001 - drawn
+    def erase(self, key: UUID, fails: bool) -> None:
         one = self.known[key]
         if one.status == "erased":
             self.call(None, self.service.erase(key))
@@ -205,7 +205,7 @@ class ControlPlane(RuleBasedStateMachine):
         one.status, one.identifier, one.plan, one.erasing = "erased", "", None, False
 
     @rule(remove=st.booleans())
-    def reconcile(self, remove: bool) -> None:  # noqa: FBT001 - drawn
+    def reconcile(self, remove: bool) -> None:
         for one in self.run(self._reconcile(remove=remove)):
             if one.outcome == "erased":
                 self._erased(one.tenant.id)

@@ -120,7 +120,7 @@ def test_D8_what_is_no_error_passes_through() -> None:
 def test_D8_an_observer_that_holds_up_the_loop_is_counted_and_logged_once(
     clock: list[float],
     caplog: pytest.LogCaptureFixture,
-    fails: bool,  # noqa: FBT001 - a parameter of the test
+    fails: bool,
 ) -> None:
     slow = Slow(clock, fails=fails)
     observers = Observers([slow])

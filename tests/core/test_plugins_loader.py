@@ -89,7 +89,7 @@ def test_the_variable_blocks_a_plugin_however_the_configuration_was_made(
     site: Path,
     monkeypatch: pytest.MonkeyPatch,
     make_config: Callable[..., TenancyConfig],
-    from_env: bool,  # noqa: FBT001 - a parameter of the test
+    from_env: bool,
 ) -> None:
     distribution(site, "acme-broken", "raise RuntimeError('broken')")
     config = make_config()

@@ -227,7 +227,7 @@ def test_S1_a_dotenv_file_that_cannot_be_read_is_not_printed(tmp_path: Path) -> 
 @pytest.mark.parametrize("given", [True, False], ids=["given", "variable"])
 def test_S1_an_invalid_section_is_explained_without_its_secrets(
     monkeypatch: pytest.MonkeyPatch,
-    given: bool,  # noqa: FBT001 - a parameter of the test
+    given: bool,
 ) -> None:
     if given:
         values = {"password": CANARY, "mode": "c"}
