@@ -76,6 +76,7 @@ class RlsSuite(IsolationSuite):
     isolation_name = "rls"
     model = ScopedNote
     settings: ClassVar[dict[str, Any]] = {}
+    section: ClassVar[dict[str, Any]] = {}
 
     def key(self, tenant: Tenant, number: int) -> dict[str, Any]:
         return {"tenant_id": tenant.id, "id": number}
@@ -92,7 +93,11 @@ class RlsSuite(IsolationSuite):
             f'GRANT TEMPORARY ON DATABASE "{postgres_database.name}" TO "{postgres_database.app}"'
         )
         async with rls(
-            postgres_database, self.metadata, database_url=url, **self.settings
+            postgres_database,
+            self.metadata,
+            section=self.section,
+            database_url=url,
+            **self.settings,
         ) as opened:
             yield opened
 
@@ -122,7 +127,16 @@ class TestRlsWithTextKeys(TestRls):
 class TestRlsThroughPgBouncer(RlsSuite):
     """One server connection for all: each transaction meets what the last one left."""
 
+    pooler: ClassVar[dict[str, Any]] = {"max_prepared_statements": 0}
+
     @pytest.fixture
     def url(self, postgres_database: PostgresDatabase, pgbouncer: Callable[..., Any]) -> str:
-        pooler = pgbouncer(pool_mode="transaction", default_pool_size=1)
+        pooler = pgbouncer(pool_mode="transaction", default_pool_size=1, **self.pooler)
         return postgres_database.url(postgres_database.app, via=pooler)
+
+
+class TestRlsThroughPgBouncerPrepared(TestRlsThroughPgBouncer):
+    """All tenants' statements are the same, and so are the plans that the server keeps of them."""
+
+    section: ClassVar = {"prepared_statements": "on"}
+    pooler: ClassVar = {"max_prepared_statements": 100}

@@ -147,3 +147,23 @@ class TestQualifiedPooled(TestQualified):
 class TestRolesPooled(TestRoles):
     capabilities = TestRoles.capabilities - ALONE
     pooler: ClassVar = {"max_prepared_statements": 0}
+
+
+# A pooler that gives each client its prepared statements on whatever server it has.
+PREPARED: dict[str, Any] = {"prepared_statements": "on"}
+PREPARES: dict[str, Any] = {"max_prepared_statements": 100}
+
+
+class TestSchemaPooledPrepared(TestSchemaPooled):
+    settings: ClassVar = {**TestSchemaPooled.settings, **PREPARED}
+    pooler: ClassVar = PREPARES
+
+
+class TestQualifiedPooledPrepared(TestQualifiedPooled):
+    settings: ClassVar = {**TestQualifiedPooled.settings, **PREPARED}
+    pooler: ClassVar = PREPARES
+
+
+class TestRolesPooledPrepared(TestRolesPooled):
+    settings: ClassVar = {**TestRolesPooled.settings, **PREPARED}
+    pooler: ClassVar = PREPARES

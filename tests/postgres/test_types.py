@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from sqlalchemy import Enum, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -73,16 +74,27 @@ async def test_sixty_requests_in_turn_of_two_tenants_with_enums_of_their_own(
         assert counter.round_trips == 60 * 4, counter.counts
 
 
+@pytest.mark.parametrize(("prepared", "kept"), [("auto", 0), ("on", 100)])
 @pytest.mark.parametrize("mode", ["search_path", "qualified"])
 async def test_enums_of_their_own_through_a_pooler(
-    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer], mode: str
+    postgres_database: PostgresDatabase,
+    pgbouncer: Callable[..., PgBouncer],
+    mode: str,
+    prepared: str,
+    kept: int,
 ) -> None:
-    bouncer = pgbouncer(default_pool_size=1, max_prepared_statements=0)
+    bouncer = pgbouncer(default_pool_size=1, max_prepared_statements=kept)
     url = postgres_database.url(postgres_database.app, via=bouncer)
+    settings = {"schema_mode": mode, "prepared_statements": prepared}
     async with opened(
-        postgres_database, metadata=Base.metadata, url=url, settings={"schema_mode": mode}
+        postgres_database, metadata=Base.metadata, url=url, settings=settings
     ) as isolation:
         tenants = await provisioned(isolation, "acme", "beta")
+        assert await take_turns(isolation, tenants, 60) == 60
+        # A server connection that has not seen any of the statements.
+        console = await asyncpg.connect(bouncer.url(database="pgbouncer", driver="postgresql"))
+        await console.execute("RECONNECT")
+        await console.close()
         assert await take_turns(isolation, tenants, 60) == 60
 
 

@@ -53,12 +53,19 @@ def python(environment: dict[str, str]) -> Iterator[Callable[[str], subprocess.P
             process.kill()
 
 
-def make(service: str, request: pytest.FixtureRequest) -> Server:
+KINDS = (*SERVICES, "pgbouncer_that_prepares")
+"""The last one may be run by a loader of its own, and so be another program for the system."""
+
+
+def make(kind: str, request: pytest.FixtureRequest) -> Server:
     """Make a server of our own, whatever the machine has."""
+    service = kind.partition("_")[0]
     if service in skipped():
         pytest.skip(f"TENANCY_TEST_SKIP names {service}")
     if service == "pgbouncer":
-        return PgBouncer(request.getfixturevalue("postgres_server"))
+        prepared = 10 if kind != service else 0
+        postgres = request.getfixturevalue("postgres_server")
+        return PgBouncer(postgres, max_prepared_statements=prepared)
     kinds: dict[str, type[Postgres | MySQL | Redis]] = {
         "postgres": Postgres,
         "mysql": MySQL,
@@ -67,7 +74,7 @@ def make(service: str, request: pytest.FixtureRequest) -> Server:
     return kinds[service]()
 
 
-@pytest.fixture(params=SERVICES)
+@pytest.fixture(params=KINDS)
 def any_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server of each kind that is not started yet, and gone at the end."""
     server = make(request.param, request)
@@ -75,7 +82,7 @@ def any_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     server.close()
 
 
-@pytest.fixture(params=SERVICES, scope="module")
+@pytest.fixture(params=KINDS, scope="module")
 def running_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server of each kind that runs, to be looked at only."""
     with make(request.param, request) as server:

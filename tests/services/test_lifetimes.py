@@ -257,6 +257,7 @@ BODIES = {
     "mysql": "start(MySQL())",
     "redis": "start(Redis())",
     "pgbouncer": "start(PgBouncer(start(Postgres())))",
+    "pgbouncer_that_prepares": "start(PgBouncer(start(Postgres()), max_prepared_statements=10))",
 }
 
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from support.services.errors import ServiceUnavailableError
+from support.services.finding import find
 from support.services.pgbouncer import PREPARES_FROM, PgBouncer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from support.services.databases import PostgresDatabase
+    from support.services.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
 
@@ -108,14 +111,78 @@ async def test_without_prepared_statements_those_of_another_server_are_missing(
     await other.close()
 
 
-async def test_prepared_statements_need_a_pgbouncer_that_knows_them(
+def test_who_asks_for_prepared_statements_gets_a_pgbouncer_that_carries_them(
     pgbouncer: Callable[..., PgBouncer],
 ) -> None:
-    if pgbouncer(default_pool_size=1).version < PREPARES_FROM:
-        with pytest.raises(pytest.fail.Exception, match=r"does not know max_prepared_statements"):
-            pgbouncer(max_prepared_statements=10)
-    else:
-        assert pgbouncer(max_prepared_statements=10).running
+    assert pgbouncer(max_prepared_statements=10).version >= PREPARES_FROM
+
+
+def test_who_does_not_ask_keeps_what_is_found(pgbouncer: Callable[..., PgBouncer]) -> None:
+    pgbouncer(max_prepared_statements=10)
+    for bouncer in (pgbouncer(), pgbouncer(max_prepared_statements=0)):
+        assert bouncer.binaries is find("pgbouncer")
+
+
+def test_an_older_pgbouncer_that_is_given_is_refused(
+    postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PgBouncer, "version", (1, 20))
+    given = find("pgbouncer")
+    bouncer = PgBouncer(postgres_server, max_prepared_statements=10, binaries=given)
+    with pytest.raises(ServiceUnavailableError, match=r"1\.20 .*not know max_prepared_statements"):
+        bouncer.start()
+    bouncer.close()
+
+
+async def test_two_clients_keep_their_statements_on_one_server(
+    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    """Although both give them the same name, and the one server has had another's in between."""
+    bouncer = pgbouncer(default_pool_size=1, max_prepared_statements=10)
+    url = app_url(postgres_database, bouncer)
+    clients = [await connect(url) for _ in range(2)]
+    statements = []
+    for number, client in enumerate(clients):
+        async with client.transaction():  # asyncpg's `prepare` alone keeps the server: no Sync
+            text = f"SELECT {number}, pg_backend_pid(), $1::integer"
+            statements.append(await client.prepare(text, name="one"))
+    backends = set()
+    for turn in range(10):
+        for number, client in enumerate(clients):
+            async with client.transaction():
+                row = await statements[number].fetchrow(turn)
+                assert row is not None
+                assert (row[0], row[2]) == (number, turn)
+                backends.add(row[1])
+    assert len(backends) == 1
+    for client in clients:
+        await client.close()
+
+
+async def test_prepared_statements_follow_their_client_from_server_to_server(
+    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    bouncer = pgbouncer(default_pool_size=2, max_prepared_statements=10)
+    url = app_url(postgres_database, bouncer)
+    client, other = await connect(url), await connect(url)
+    statement = await client.prepare(BACKEND, name="one")
+    backend = await statement.fetchval()
+    async with other.transaction():
+        assert await other.fetchval(BACKEND) == backend  # now the client gets the second server
+        assert await statement.fetchval() != backend
+    await client.close()
+    await other.close()
+
+
+async def test_more_statements_than_a_server_keeps_are_prepared_again(
+    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    bouncer = pgbouncer(default_pool_size=1, max_prepared_statements=2)
+    client = await connect(app_url(postgres_database, bouncer))
+    statements = [await client.prepare(f"SELECT {number}") for number in range(6)]
+    for _ in range(2):
+        assert [await one.fetchval() for one in statements] == list(range(6))
+    await client.close()
 
 
 async def test_roles_in_the_user_list_need_no_look_up(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from support.services.identity import server_identity
@@ -12,7 +14,6 @@ from support.services.places import temporary_root
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 # Any one of a group is enough: MariaDB and Valkey have the names of their forerunners as well.
 NEEDED: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
@@ -38,6 +39,8 @@ class Binaries:
     system, which everybody can read."""
     libraries: tuple[Path, ...] = field(default=())
     """Folders with shared libraries that came with them."""
+    loader: Path | None = None
+    """What loads them, if they came with a C library of their own."""
 
     def find(self, *names: str) -> Path | None:
         """Path of the first of these programs that is there."""
@@ -59,6 +62,29 @@ class Binaries:
             )
         return found
 
+    def command(self, *names: str) -> list[str | Path]:
+        """Start of a command that runs the first of these programs that is there.
+
+        Raises:
+            FileNotFoundError: None is.
+        """
+        program = self.path(*names)
+        if self.loader is None:
+            return [program]
+        return [self.loader, "--library-path", self._library_path, program]
+
+    def version(self, service: str) -> tuple[int, int]:
+        """Major and minor version, as the service's first program says it.
+
+        Raises:
+            RuntimeError: It says none.
+        """
+        program = self.path(*NEEDED[service][0]).name
+        said = self.run(program, "--version", folder=Path("/"))
+        if (found := re.search(r"(\d+)\.(\d+)", said)) is None:
+            raise RuntimeError(f"{program} does not say its version: {said[-300:]}")
+        return int(found[1]), int(found[2])
+
     def complete(self, service: str) -> bool:
         """Whether everything is there that the service needs."""
         return all(self.find(*names) for names in NEEDED[service])
@@ -68,9 +94,13 @@ class Binaries:
         """Environment for the programs: little, so that every machine's servers are alike."""
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         found = {**kept, "LC_ALL": "C", "TZ": "UTC", "HOME": str(temporary_root())}
-        if self.libraries:
-            found["LD_LIBRARY_PATH"] = os.pathsep.join(map(str, self.libraries))
+        if self.libraries and self.loader is None:
+            found["LD_LIBRARY_PATH"] = self._library_path
         return found
+
+    @property
+    def _library_path(self) -> str:
+        return os.pathsep.join(map(str, self.libraries))
 
     def run(self, name: str, *arguments: str | Path, folder: Path) -> str:
         """Run a program to its end as the user that servers run as.
@@ -79,7 +109,7 @@ class Binaries:
             RuntimeError: It failed; the error has the end of its output.
         """
         done = subprocess.run(
-            [self.path(name), *arguments],
+            [*self.command(name), *arguments],
             env=self.environment,
             cwd=folder,
             stdin=subprocess.DEVNULL,

@@ -59,6 +59,7 @@ def _copied_binaries(binaries: Binaries, service: str, *, link: bool) -> Binarie
         source=f"{binaries.source} (a copy)",
         folders=moved(binaries.folders),
         libraries=moved(binaries.libraries),
+        loader=binaries.loader and target / binaries.loader.relative_to(source),
         root=target,
     )
 
@@ -88,7 +89,7 @@ def _runs(binaries: Binaries, service: str) -> bool | None:
     """Whether the servers' user can run them, or None if it does not get there."""
     try:
         done = subprocess.run(
-            [binaries.path(*NEEDED[service][0]), "--version"],
+            [*binaries.command(*NEEDED[service][0]), "--version"],
             env=binaries.environment,
             cwd="/",
             stdin=subprocess.DEVNULL,

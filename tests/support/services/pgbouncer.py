@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from urllib.parse import quote
 
 from support.services.errors import ServiceUnavailableError
+from support.services.finding import find
 from support.services.postgres import DRIVER, asks_for_password
 from support.services.server import Server
 
@@ -39,6 +39,8 @@ class PgBouncer(Server):
         pool_mode: When a server connection is free for another client.
         default_pool_size: Server connections for each pair of role and database.
         max_prepared_statements: 0 means that prepared statements do not work across transactions.
+            More needs a newer PgBouncer than many machines have; where theirs is older, one is
+            fetched for those who ask for it.
         users: Role → password for the user list, for roles that cannot be looked up.
         options: Further settings of ``[pgbouncer]``.
         binaries: Programs to use instead of those found.
@@ -60,6 +62,8 @@ class PgBouncer(Server):
         options: Mapping[str, object] | None = None,
         binaries: Binaries | None = None,
     ) -> None:
+        if binaries is None and max_prepared_statements:
+            binaries = find(self.service, PREPARES_FROM)
         super().__init__(binaries)
         self.user, self.password = postgres.user, postgres.password
         self._postgres = postgres
@@ -99,10 +103,7 @@ class PgBouncer(Server):
     @cached_property
     def version(self) -> tuple[int, int]:
         """Major and minor version."""
-        said = self.binaries.run("pgbouncer", "--version", folder=self.folder)
-        found = re.search(r"PgBouncer (\d+)\.(\d+)", said)
-        assert found is not None, said
-        return int(found[1]), int(found[2])
+        return self.binaries.version(self.service)
 
     def prepare(self) -> None:
         """Settle what depends on the version.
@@ -139,7 +140,7 @@ class PgBouncer(Server):
             f"[databases]\n* = host={self._postgres.host} port={self._postgres.port}\n[pgbouncer]\n"
             + "".join(f"{name} = {value}\n" for name, value in settings.items())
         )
-        return [self.binaries.path("pgbouncer"), ini]
+        return [*self.binaries.command("pgbouncer"), ini]
 
     def answers(self, connection: socket.socket) -> bool:
         """Whether it asks for a password."""
