@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from support.postgres_store import store_on
-from support.services.pgbouncer import PREPARES_FROM
 from tenancy_core.testing import TenantStoreSuite
 
 if TYPE_CHECKING:
@@ -50,9 +49,5 @@ class TestStorePooled(StoreSuite):
 
 
 class TestStorePooledPrepared(TestStorePooled):
+    # Which the store does not make use of, and must not be hurt by.
     options: ClassVar = {"max_prepared_statements": 100}
-
-    @pytest.fixture(autouse=True)
-    def newer(self, pgbouncer_server: PgBouncer) -> None:
-        if pgbouncer_server.version < PREPARES_FROM:
-            pytest.skip("This PgBouncer does not know max_prepared_statements.")

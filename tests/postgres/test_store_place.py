@@ -63,7 +63,7 @@ async def test_names_are_in_the_order_of_bytes_whatever_that_of_the_database_is(
 
 @pytest.mark.parametrize("pooled", [False, True])
 async def test_many_that_start_at_once_make_the_tables_once(
-    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer], pooled: bool
+    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer], *, pooled: bool
 ) -> None:
     url = postgres_database.control_url
     if pooled:
@@ -101,7 +101,7 @@ async def test_the_layout_of_another_version_is_refused_and_left_alone(
 ) -> None:
     await works(postgres_database.control_url)
     await postgres_database.admin(
-        f"UPDATE tenancy.tenancy_counters SET value = {layout} WHERE name = 'schema'"
+        f"UPDATE tenancy.tenancy_counters SET value = {layout} WHERE name = 'schema'"  # noqa: S608 - ours
     )
     for _ in range(2):
         with pytest.raises(ConfigurationError, match=f"layout {layout}") as caught:

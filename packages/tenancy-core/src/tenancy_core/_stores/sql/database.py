@@ -40,10 +40,12 @@ class Database:
     Attributes:
         engine: For transactions that write.
         reading: For single statements that only read; a view of the same engine.
+        pooled: Whether a pooler stands between.
     """
 
     engine: AsyncEngine
     reading: AsyncEngine
+    pooled = False
 
     def __init__(self, config: TenancyConfig, budget: ConnectionBudget) -> None:
         self._config = config
@@ -129,7 +131,7 @@ class _Postgres(Database):
     def _make_engine(self) -> None:
         url, arguments = postgres.connect_args(self._url, self._config.control_setting)
         self._url = url
-        self._pooled = True
+        self.pooled = True
         self.engine = self._engine(
             connect_args={"timeout": self._config.database_pool_timeout, **arguments},
             execution_options={"schema_translate_map": {None: tables.NAMESPACE}},
@@ -143,13 +145,13 @@ class _Postgres(Database):
 
         @event.listens_for(self.engine.sync_engine, "do_connect")
         def _arguments(_dialect: object, _record: object, _args: Any, options: Any) -> None:  # noqa: ANN401 - DBAPI
-            if self._pooled:
+            if self.pooled:
                 options.update(postgres.WITHOUT_PREPARED)
 
     async def _look(self) -> None:
         async with self.engine.connect() as connection:
-            self._pooled = await postgres.is_pooled(connection)
-            if self._pooled:
+            self.pooled = await postgres.is_pooled(connection)
+            if self.pooled:
                 return
             # It was opened for a pooler, before it was known that there is none.
             await connection.invalidate()

@@ -71,7 +71,8 @@ class SqlTenantStore:
             try:
                 return await self._read(query)
             except DBAPIError as error:
-                if not error.connection_invalidated:
+                # A pooler that gives up has waited already, and has too much to do.
+                if self._database.pooled or not error.connection_invalidated:
                     raise
             # What was said first over an idle link found it dead: the server was restarted, say.
             # The pool has dropped all that are as old, and reading twice does no harm.
