@@ -6,12 +6,23 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import case, func, literal_column, select, text, union_all
+from sqlalchemy import (
+    String,
+    case,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+    text,
+    union_all,
+    values,
+)
 from sqlalchemy.orm import aliased
 
 from support.postgres import Note, opened, provisioned
 from tenancy_core.errors import BackendUnavailable, IsolationError
-from tenancy_postgres.schema.reading import leaves_nothing
+from tenancy_postgres.harmless import leaves_nothing
 
 if TYPE_CHECKING:
     from support.services.databases import PostgresDatabase
@@ -96,29 +107,43 @@ async def test_a_server_that_is_not_there_is_unavailable_at_once(
         select(Note.id).join(aliased(Note), Note.id == Note.id),
         union_all(select(Note.id), select(Note.id)),
         select(select(Note.id).scalar_subquery()),
+        select(Note.id).where(Note.id.in_([1, 2]), Note.text.like("a(%")),
+        text("SELECT id FROM notes").columns(Note.id),
+        text('SELECT \'set_config(\' FROM "a""b(c".notes'),
+        select(cast(Note.text, String(10)), func.count().over(partition_by=Note.text)),
     ],
 )
 def test_a_plain_query_leaves_nothing_on_its_connection(statement: object) -> None:
-    assert leaves_nothing(statement)
+    assert leaves_nothing(str(statement))
 
 
 @pytest.mark.parametrize(
     "statement",
     [
         None,
-        text("SELECT 1"),
-        select(text("1")),
+        text("SET search_path = public"),
+        text("SELECT 1; SET search_path = public"),
+        text("SELECT 1 INTO TEMPORARY t"),
+        text("EXPLAIN SELECT 1"),
+        text("SELECT $$a$$"),
+        text("SELECT E'\\\\', set_config('a.b', 'c', false), E'\\\\'"),
+        text("SELECT \"set_config\"('a.b', 'c', false)"),
+        text("SELECT set_config ('a.b', 'c', false)"),
+        text("SELECT 1 /* ( */"),
+        select(func.util.lower(Note.text)),
+        select(Note.id).prefix_with("set_config('a.b', 'c', false),"),
+        select(Note.id.op("+ set_config('a.b', 'c', false)::int +")(1)),
+        values(column("a"), name="v").data([(func.set_config("a.b", "c", 0),)]),
         select(literal_column("set_config('search_path', 'public', false)")),
         select(func.set_config("search_path", "public", 0)),
         select(func.pg_advisory_lock(1)),
         select(Note).where(func.pg_catalog.set_config("a.b", "c", 0) == "c"),
         select(Note.id).where(text("pg_advisory_lock(1) IS NULL")),
         select(func.my_own_function(Note.id)),
-        text("SELECT id FROM notes").columns(Note.id),
     ],
 )
 def test_what_nobody_knows_may_leave_something(statement: object) -> None:
-    assert not leaves_nothing(statement)
+    assert not leaves_nothing(str(statement))
 
 
 @pytest.mark.anyio

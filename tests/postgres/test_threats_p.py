@@ -165,6 +165,30 @@ async def test_P5_a_link_that_breaks_while_it_is_made_is_503(
         assert await texts(isolation, acme) == []
 
 
+@pytest.mark.parametrize("given_up", [False, True])
+async def test_P5_a_link_that_is_silent_is_given_up(
+    postgres_database: PostgresDatabase, chaos_proxy: Callable[..., ChaosProxy], given_up: bool
+) -> None:
+    """Nobody says that the other end is gone: neither a request nor its end waits for ever."""
+    proxy = chaos_proxy(postgres_database.app_url)
+    patience = 60 if given_up else 1
+    async with opened(
+        postgres_database, url=proxy.url, database_pool_timeout=patience
+    ) as isolation:
+        (acme,) = await provisioned(isolation, "acme")
+        assert await texts(isolation, acme) == []
+        proxy.half_open()
+        async with asyncio.timeout(40):
+            if given_up:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await texts(isolation, acme)
+            else:
+                with pytest.raises(BackendUnavailable):
+                    await texts(isolation, acme)
+            assert await texts(isolation, acme) == []
+
+
 async def test_P5_a_link_that_breaks_later_is_503_and_nothing_is_written(
     postgres_database: PostgresDatabase, chaos_proxy: Callable[..., ChaosProxy]
 ) -> None:
@@ -315,7 +339,7 @@ async def test_what_cannot_be_cleaned_costs_the_connection_and_not_the_commit(
         for number in range(2):
             with monkeypatch.context() as patch:
                 if number == 0:
-                    failing = "SET tenancy.committed='on';COMMIT;SELECT 1/0"
+                    failing = "SET tenancy.committed='%s';COMMIT;SELECT 1/0"
                     patch.setattr(connection_module, "_COMMIT", failing)
                 async with isolation.session(acme) as session:
                     pids.append(await session.scalar(text("SELECT pg_catalog.pg_backend_pid()")))

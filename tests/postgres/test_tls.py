@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import make_url, select, text
 
-from support.postgres import Note, opened, provisioned
+from support.postgres import Base, Note, opened, provisioned
 from support.services.databases import fresh_database
+from tenancy_core import Tenancy, TenancyConfig
 from tenancy_core.errors import BackendUnavailable, ConfigurationError
 from tenancy_core.sql.postgres import TLS_MODES
 
@@ -135,4 +136,37 @@ async def test_two_modes_that_disagree_are_refused(postgres_database: PostgresDa
     url = with_query(postgres_database.app_url, ssl="require", sslmode="disable")
     with pytest.raises(ConfigurationError):
         async with opened(postgres_database, url=url):
+            pass
+
+
+async def test_a_service_whose_databases_are_all_encrypted(
+    tls_database: PostgresDatabase, postgres_tls_server: Postgres
+) -> None:
+    """The tenant store takes the same modes."""
+    query = {
+        "ssl": "verify-full",
+        "sslrootcert": str(postgres_tls_server.certificates.authority),
+    }
+    config = TenancyConfig(
+        database_url=with_query(tls_database.app_url, **query),
+        control_database_url=with_query(tls_database.control_url, **query),
+    )
+    async with Tenancy(config, metadata=Base.metadata) as tenancy:
+        await tenancy.tenants.create("acme")
+        async with tenancy.scope("acme"), tenancy.session() as session:
+            assert await session.scalar(ENCRYPTED) is True
+        links = await tls_database.fetch(
+            "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = $1",
+            tls_database.control,
+        )
+        assert set(links) == {(True,)}
+
+
+async def test_the_store_tells_the_way_out_as_well(tls_database: PostgresDatabase) -> None:
+    config = TenancyConfig(
+        database_url=tls_database.app_url,
+        control_database_url=with_query(tls_database.control_url, ssl="verify-full"),
+    )
+    with pytest.raises(ConfigurationError, match="sslrootcert=system"):
+        async with Tenancy(config, metadata=Base.metadata):
             pass

@@ -9,13 +9,17 @@ override of ``transaction()``.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Literal, TypeAlias
+from functools import wraps
+from secrets import token_hex
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
 import asyncpg
 from asyncpg.transaction import Transaction
 
 from tenancy_core.errors import CommitUnknown, IsolationError
+from tenancy_postgres.harmless import leaves_nothing, leaves_prepared
 
 IsolationLevel: TypeAlias = Literal[
     "read_committed", "read_uncommitted", "serializable", "repeatable_read"
@@ -26,40 +30,72 @@ __all__ = ["CLEANING", "TenantConnection"]
 _log = logging.getLogger("tenancy")
 
 CLEANING: Final = (
-    "RESET ROLE;RESET ALL;SELECT pg_catalog.pg_advisory_unlock_all();UNLISTEN *;CLOSE ALL;"
-    "DISCARD TEMP"
+    "SET SESSION AUTHORIZATION DEFAULT;RESET ROLE;RESET ALL;"
+    "SELECT pg_catalog.pg_advisory_unlock_all();UNLISTEN *;CLOSE ALL;DISCARD SEQUENCES;DISCARD TEMP"
 )
-"""What ``DISCARD ALL`` does, less prepared statements, which the driver keeps, and plans."""
+"""What ``DISCARD ALL`` does, less prepared statements, which the driver keeps, and plans
+(https://www.postgresql.org/docs/current/sql-discard.html)."""
 
 _MARK: Final = "tenancy.committed"
 
 # An aborted transaction refuses the SET, where a bare COMMIT would roll back and report success.
 # The setting outlives the transaction only if it was committed: it tells a failed COMMIT from a
-# failed cleaning.
-_COMMIT: Final = f"SET {_MARK}='on';COMMIT;{CLEANING}"
+# failed cleaning. Each has a value of its own, which nobody else has set.
+_COMMIT: Final = f"SET {_MARK}='%s';COMMIT;{CLEANING}"
 _ROLLBACK: Final = f"ROLLBACK;{CLEANING}"
-_WAS_COMMITTED: Final = f"SELECT pg_catalog.current_setting('{_MARK}', true)='on'"
+_COMMITTED: Final = f"SELECT pg_catalog.current_setting('{_MARK}', true)"
 
-_NOT_COMMITTED: Final = frozenset({"23", "40"})
-"""Classes of errors with which a COMMIT fails for sure: a deferred constraint, a conflict."""
+_UNSURE: Final = frozenset({"", "08", "53", "55", "57", "58", "XX"})
+"""Classes of errors that the cleaning behind a COMMIT can have as well: a link, a disk, a
+cancellation. With any other one, of a constraint, a conflict or a trigger, the COMMIT failed."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _noting(method: F) -> F:
+    """Let a connection take note of what goes past SQLAlchemy."""
+
+    @wraps(method)
+    def noted(self: TenantConnection, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - of the method
+        self.note(args[0] if args else options.get("query"))
+        return method(self, *args, **options)
+
+    return cast("F", noted)
+
+
+def _spoiling(method: F) -> F:
+    """Have a connection dropped after what the driver itself remembers."""
+
+    @wraps(method)
+    def spoiled(self: TenantConnection, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - of the method
+        self.spoil()
+        return method(self, *args, **options)
+
+    return cast("F", spoiled)
 
 
 class TenantConnection(asyncpg.Connection):
     """Opens transactions for one tenant after the other, and leaves nothing between them.
 
     Attributes:
+        patience: Seconds that BEGIN and ROLLBACK may take. A link whose other end vanished without
+            a word would keep them for as long as the system's TCP does.
         pooled: Whether a pooler stands between: what one message leaves behind, the next one may
             not find.
+        spoiled: Whether it has something that no message takes off.
     """
 
-    __slots__ = ("_begun", "_doomed", "_used", "pooled")
+    __slots__ = ("_begun", "_doomed", "_ready", "_used", "patience", "pooled", "spoiled")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.patience: float | None = None
         self.pooled = False
         self._begun = False
         self._doomed = False
+        self._ready = False
         self._used = False
+        self.spoiled = False
 
     async def open_transaction(self, begin: str) -> None:
         """Begin a transaction; the driver's next :meth:`transaction` takes it over.
@@ -69,7 +105,8 @@ class TenantConnection(asyncpg.Connection):
         """
         # What was begun and never used was never ended either: SQLAlchemy knew of nothing to end.
         self._used = True
-        await self.execute(f"ROLLBACK;{begin}" if self.is_in_transaction() else begin)
+        message = f"ROLLBACK;{begin}" if self.is_in_transaction() else begin
+        await super().execute(message, timeout=self.patience)
         self._doomed = False
         self._begun = True
 
@@ -92,6 +129,16 @@ class TenantConnection(asyncpg.Connection):
         self._begun = False
         return _OpenTransaction(self)
 
+    async def commit_unseen(self) -> None:
+        """Commit what only the driver was told of: SQLAlchemy sees no transaction in it.
+
+        Raises:
+            As :meth:`commit`.
+        """
+        if self._begun:
+            self._begun = False
+            await self.commit()
+
     async def commit(self) -> None:
         """Commit and clean.
 
@@ -106,26 +153,27 @@ class TenantConnection(asyncpg.Connection):
                 "Nothing was committed: this transaction tried to write a row of another tenant, "
                 "which going back to a savepoint does not make undone."
             )
+        mark = token_hex(8)
         try:
-            await self.execute(_COMMIT)
+            await super().execute(_COMMIT % mark)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            if not await self._was_committed(error):
+            if not await self._was_committed(error, mark):
                 raise
             # The result stands, and the connection has something on it that cannot be taken off.
             _log.warning("a connection could not be cleaned (%s)", type(error).__name__)
             self.terminate()
         self._used = False
 
-    async def _was_committed(self, error: Exception) -> bool:
+    async def _was_committed(self, error: Exception, mark: str) -> bool:
         code = getattr(error, "sqlstate", None) or ""
-        if code[:2] in _NOT_COMMITTED:
-            return False
         if not self.is_closed():
             if self.is_in_transaction():
                 return False
             if not self.pooled:
                 with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                    return bool(await self.fetchval(_WAS_COMMITTED))
+                    return bool(await super().fetchval(_COMMITTED) == mark)
+            elif code[:2] not in _UNSURE:
+                return False
         raise CommitUnknown(
             f"The connection was lost while a transaction was committed ({type(error).__name__}): "
             "it may have been, or not. Read what was written before you repeat it."
@@ -138,17 +186,55 @@ class TenantConnection(asyncpg.Connection):
     async def rollback(self) -> None:
         """Roll back and clean."""
         self._begun = False
-        await self.execute(_ROLLBACK)
+        await super().execute(_ROLLBACK, timeout=self.patience)
         self._used = False
+
+    def ready(self) -> None:
+        """It is set up; from now on whatever is done to it was done by its users."""
+        self._ready = True
 
     def use(self) -> None:
         """Have it cleaned before somebody else gets it."""
         self._used = True
 
+    def spoil(self) -> None:
+        """Have it closed before somebody else gets it."""
+        self._used = self.spoiled = self._ready
+
+    def note(self, statement: object) -> None:
+        """Take note of a statement that somebody hands to the driver."""
+        if self._ready and isinstance(statement, str):
+            if not self._used and not leaves_nothing(statement):
+                self._used = True
+            if leaves_prepared(statement):
+                self.spoiled = True
+
     async def clean(self) -> None:
         """Leave nothing of whoever used it; nothing is sent where the last message did so."""
         if self._used:
             await self.rollback()
+
+    # -- what goes past SQLAlchemy -------------------------------------------------------------
+
+    execute = _noting(asyncpg.Connection.execute)
+    executemany = _noting(asyncpg.Connection.executemany)
+    fetch = _noting(asyncpg.Connection.fetch)
+    fetchval = _noting(asyncpg.Connection.fetchval)
+    fetchrow = _noting(asyncpg.Connection.fetchrow)
+    fetchmany = _noting(asyncpg.Connection.fetchmany)
+    prepare = _noting(asyncpg.Connection.prepare)
+    cursor = _noting(asyncpg.Connection.cursor)
+    copy_from_table = _noting(asyncpg.Connection.copy_from_table)
+    copy_from_query = _noting(asyncpg.Connection.copy_from_query)
+    copy_to_table = _noting(asyncpg.Connection.copy_to_table)
+    copy_records_to_table = _noting(asyncpg.Connection.copy_records_to_table)
+    add_listener = _spoiling(asyncpg.Connection.add_listener)
+    add_log_listener = _spoiling(asyncpg.Connection.add_log_listener)
+    add_query_logger = _spoiling(asyncpg.Connection.add_query_logger)
+    add_termination_listener = _spoiling(asyncpg.Connection.add_termination_listener)
+    set_type_codec = _spoiling(asyncpg.Connection.set_type_codec)
+    reset_type_codec = _spoiling(asyncpg.Connection.reset_type_codec)
+    set_builtin_type_codec = _spoiling(asyncpg.Connection.set_builtin_type_codec)
 
 
 class _OpenTransaction(Transaction):

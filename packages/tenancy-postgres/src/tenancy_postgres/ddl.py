@@ -8,7 +8,7 @@ from sqlalchemy import Enum, create_mock_engine
 from sqlalchemy.dialects.postgresql import DOMAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy import MetaData, Table
 
@@ -32,12 +32,21 @@ def has_own_types(metadata: MetaData | None) -> bool:
     """
     if metadata is None:
         return True
-    kinds = (column.type for table in metadata.tables.values() for column in table.columns)
     return any(
         (isinstance(kind, DOMAIN) or (isinstance(kind, Enum) and kind.native_enum))
         and getattr(kind, "schema", None) is None
-        for kind in kinds
+        for table in metadata.tables.values()
+        for column in table.columns
+        for kind in _kinds(column.type)
     )
+
+
+def _kinds(kind: Any) -> Iterator[Any]:  # noqa: ANN401 - TypeEngine, or what is inside of one
+    """Return a type and those that it is made of."""
+    yield kind
+    for inner in (getattr(kind, "item_type", None), getattr(kind, "impl_instance", None)):
+        if inner is not None and inner is not kind:
+            yield from _kinds(inner)
 
 
 def creation_script(metadata: MetaData, tables: Sequence[Table], **dialect: Any) -> str:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
 from tenancy_core.errors import IsolationError
 from tenancy_core.sql import make_engine
 from tenancy_core.sql.postgres import WITHOUT_PREPARED, replace_closed
 from tenancy_postgres.connection import TenantConnection
-from tenancy_postgres.failures import report_failures, unavailable
+from tenancy_postgres.failures import report_failures, unavailable, without_place
 from tenancy_postgres.scope import scope_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Link", "Target", "make_shared_engine", "make_tenant_engine", "tag_statements"]
 
+_NO_ROLE: Final = (asyncpg.InvalidParameterValueError, asyncpg.UndefinedObjectError)
+"""SET LOCAL ROLE names one that is not there."""
+
 _LEVELS: Final[dict[str | None, str]] = {
     None: "BEGIN",
     "read_committed": "BEGIN ISOLATION LEVEL READ COMMITTED",
@@ -41,12 +45,14 @@ class Link:
 
     Attributes:
         pooled: Whether a pooler is there; True until it is known, which is the careful guess.
+        patience: Seconds to wait for the other end to say anything.
         prepared: Whether statements can be prepared and kept.
     """
 
-    __slots__ = ("pooled", "prepared")
+    __slots__ = ("patience", "pooled", "prepared")
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
+        self.patience = patience
         self.pooled = True
         self.prepared = False
 
@@ -113,7 +119,8 @@ def make_tenant_engine(target: Target, *, search_path: str | None) -> AsyncEngin
     engine = make_shared_engine(
         target, server_settings=None if search_path is None else {"search_path": search_path}
     )
-    _begin(engine)
+    _begin(engine, target.is_missing)
+    _commit(engine)
     return engine
 
 
@@ -130,10 +137,25 @@ def _connect(engine: AsyncEngine, link: Link, server_settings: dict[str, str]) -
         except OSError as error:  # which SQLAlchemy hands on as it is; a time-out is one
             raise unavailable(error) from error
         connection.driver_connection.pooled = link.pooled
+        connection.driver_connection.patience = link.patience
         return connection
 
+    @event.listens_for(engine.sync_engine, "connect")
+    def _ready(connection: Any, _record: object) -> None:  # noqa: ANN401 - DBAPI
+        connection.driver_connection.ready()
 
-def _begin(engine: AsyncEngine) -> None:
+
+def _commit(engine: AsyncEngine) -> None:
+    @event.listens_for(engine.sync_engine, "commit")
+    def _commit_unseen(connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        try:
+            await_only(driver.commit_unseen())
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise DBAPIError("COMMIT", None, error) from error
+
+
+def _begin(engine: AsyncEngine, is_missing: Callable[[str], Awaitable[bool]]) -> None:
     @event.listens_for(engine.sync_engine, "begin")
     def _begin_as_tenant(connection: Connection) -> None:
         scope = scope_of(connection)
@@ -153,8 +175,17 @@ def _begin(engine: AsyncEngine) -> None:
         begin = f"{begin};{scope.settings}"
         try:
             await_only(adapter.driver_connection.open_transaction(begin))
+        except _NO_ROLE as error:
+            await_only(adapter.driver_connection.rollback())
+            if scope.place is not None and await_only(is_missing(scope.place)):
+                raise without_place() from error
+            raise unavailable(error) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             _begin_again(connection, begin, error)
+        except BaseException as error:
+            # Nobody waits for the answer, which may never come.
+            connection.invalidate(error)
+            raise
 
 
 def _begin_again(connection: Connection, begin: str, error: Exception) -> None:
@@ -181,11 +212,13 @@ def _begin_again(connection: Connection, begin: str, error: Exception) -> None:
 
 def _reset(engine: AsyncEngine) -> None:
     @event.listens_for(engine.sync_engine, "reset")
-    def _clean(dbapi_connection: Any, _record: object, state: PoolResetState) -> None:  # noqa: ANN401 - DBAPI
+    def _clean(dbapi_connection: Any, record: Any, state: PoolResetState) -> None:  # noqa: ANN401 - DBAPI
         # Without a greenlet nothing can be awaited; SQLAlchemy then closes the connection.
         if state.asyncio_safe:
             driver: TenantConnection = dbapi_connection.driver_connection
-            if not driver.is_closed():
+            if driver.spoiled:
+                record.invalidate()
+            elif not driver.is_closed():
                 await_only(driver.clean())
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from tenancy_postgres.scope import Scope
+
 __all__ = ["report_failures", "unavailable"]
 
 _WITH_CHECK: Final = "ExecWithCheckOptions"
@@ -33,6 +35,11 @@ every missing right, and texts are translated; this is not
 
 _DENIED: Final = "42501"
 _READ_ONLY: Final = "25006"
+_NO_WAIT: Final = "55P03"
+_INTERRUPTED: Final = "ProcessInterrupts"
+"""The function of the server that ends what waited too long."""
+_CASTS: Final = frozenset({"42846", "42804"})
+_UNPREPARED: Final = "26000"
 _MISSING: Final = frozenset({"42P01", "3F000"})
 _TIMEOUTS: Final = {
     "57014": "a statement took longer than its time-out, or was cancelled",
@@ -75,24 +82,9 @@ def report_failures(
         error = getattr(error, "__cause__", None) or error
         scope = None if context.connection is None else scope_of(context.connection)
         code = getattr(error, "sqlstate", None)
-        if code == _DENIED and getattr(error, "server_source_function", None) == _WITH_CHECK:
-            if context.connection is not None:
-                driver: Any = context.connection.connection.driver_connection
-                driver.doom()
-            raise CrossTenantWrite(
-                "A row of another tenant was to be written; nothing of this transaction is."
-            ) from error
-        if code == _READ_ONLY and not (scope is not None and scope.read_only):
-            # A standby that took over from the server, or has not been promoted yet.
-            raise unavailable(error) from error
-        if isinstance(error, asyncpg.InvalidCachedStatementError):
-            if scope is not None and scope.place is not None:
-                differs(scope.place)
-            raise BackendUnavailable(
-                "The tenant's tables are not what they were when this statement was prepared: "
-                "somebody migrates them. Try again."
-            ) from error
-        if code_of(error) is not None or context.is_disconnect or _is_link(error):
+        _refuse_foreign_rows(context, error)
+        _note_types(error, scope, differs)
+        if _is_unavailable(context, error, scope):
             raise unavailable(error) from error
         if (
             code in _MISSING
@@ -100,9 +92,59 @@ def report_failures(
             and scope.place is not None
             and await_only(is_missing(scope.place))
         ):
-            raise IsolationError(
-                "The tenant has no schema in this database: it was not provisioned, or removed."
-            ) from error
+            raise without_place() from error
+
+
+def _refuse_foreign_rows(context: ExceptionContext, error: Any) -> None:  # noqa: ANN401 - of the driver
+    denied = getattr(error, "sqlstate", None) == _DENIED
+    if denied and getattr(error, "server_source_function", None) == _WITH_CHECK:
+        if context.connection is not None:
+            driver: Any = context.connection.connection.driver_connection
+            driver.doom()
+        raise CrossTenantWrite(
+            "A row of another tenant was to be written; nothing of this transaction is."
+        ) from error
+
+
+def without_place() -> IsolationError:
+    """Return the error for a tenant that has nothing in this database."""
+    return IsolationError(
+        "The tenant has no schema in this database: it was not provisioned, or removed."
+    )
+
+
+def _note_types(error: Any, scope: Scope | None, differs: Callable[[str], None]) -> None:  # noqa: ANN401 - of the driver
+    stale = isinstance(error, asyncpg.InvalidCachedStatementError)
+    # A type of another tenant, in a statement that was prepared for it; or somebody's mistake.
+    foreign = getattr(error, "sqlstate", None) in _CASTS
+    if (stale or foreign) and scope is not None and scope.place is not None:
+        differs(scope.place)
+    if stale:
+        raise BackendUnavailable(
+            "The tenant's tables are not what they were when this statement was prepared: "
+            "somebody migrates them. Try again."
+        ) from error
+
+
+def _is_unavailable(context: ExceptionContext, error: Any, scope: Scope | None) -> bool:  # noqa: ANN401 - of the driver
+    code = getattr(error, "sqlstate", None)
+    if code == _NO_WAIT and getattr(error, "server_source_function", None) != _INTERRUPTED:
+        return False  # FOR UPDATE NOWAIT: asked for, and no time-out
+    if code == _READ_ONLY:
+        # A standby that took over from the server, or has not been promoted yet.
+        return not _only_reads(context, scope)
+    if code == _UNPREPARED:
+        # Somebody dropped it past the driver, which would go on asking for it.
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
+    return code_of(error) is not None or context.is_disconnect or _is_link(error)
+
+
+def _only_reads(context: ExceptionContext, scope: Scope | None) -> bool:
+    if scope is not None and scope.read_only:
+        return True
+    adapter: Any = None if context.connection is None else context.connection.connection
+    return adapter is not None and bool(adapter.dbapi_connection.readonly)
 
 
 def _is_link(error: BaseException) -> bool:

@@ -75,7 +75,7 @@ class PostgresIsolation:
         self._connections = connections
         self._settings = settings
         self._metadata = metadata
-        self._link = Link()
+        self._link = Link(config.database_pool_timeout)
         self._plans = {name: self._time_outs(name) for name in config.plans}
         self._url, self._arguments = _arguments_of(
             config.database_url.get_secret_value(), "TENANCY_DATABASE_URL", config

@@ -29,6 +29,7 @@ _ALIAS: Final = "as"
 def normal_form(condition: str | None) -> tuple[str, ...]:
     """Return the parts of a condition that make a difference; nothing where there is none."""
     parts: list[str] = []
+    aliased = False
     for match in _TOKEN.finditer(condition or ""):
         text = match.group()
         if match.lastgroup == "dropped":
@@ -37,8 +38,11 @@ def normal_form(condition: str | None) -> tuple[str, ...]:
             text = text[1:-1].replace('""', '"')
         elif match.lastgroup == "word":
             text = text.lower()
-        if parts and parts[-1] == _ALIAS:
-            parts.pop()
+        if aliased:
+            aliased = False
+            continue
+        if text == _ALIAS and match.lastgroup == "word":
+            aliased = True
             continue
         parts.append(text)
     return tuple(parts)

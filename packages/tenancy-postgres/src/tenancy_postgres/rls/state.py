@@ -38,10 +38,14 @@ _TABLES: Final = text(
       FROM unnest(CAST(:schemas AS text[]), CAST(:names AS text[])) WITH ORDINALITY
         AS w (schema, name, number)
     ), family AS (
-      SELECT number, oid, true AS is_parent FROM wanted WHERE oid IS NOT NULL
+      -- Down to those whose rows it shows, and up to those that show its own.
+      SELECT number, oid, true AS is_parent, 0 AS way FROM wanted WHERE oid IS NOT NULL
       UNION
-      SELECT f.number, i.inhrelid, false
-        FROM family AS f JOIN pg_catalog.pg_inherits AS i ON i.inhparent = f.oid
+      SELECT f.number, CASE WHEN i.inhparent = f.oid THEN i.inhrelid ELSE i.inhparent END, false,
+             CASE WHEN i.inhparent = f.oid THEN -1 ELSE 1 END
+        FROM family AS f
+        JOIN pg_catalog.pg_inherits AS i
+          ON (f.way <= 0 AND i.inhparent = f.oid) OR (f.way >= 0 AND i.inhrelid = f.oid)
     )
     SELECT f.number::int - 1 AS number, f.is_parent, c.oid::bigint AS oid,
            pg_catalog.format('%I.%I', n.nspname, c.relname) AS name,

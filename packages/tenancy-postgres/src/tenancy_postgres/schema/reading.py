@@ -7,14 +7,13 @@ BEGIN and no COMMIT. The statements of one session have no common snapshot.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
 
-from sqlalchemy import ColumnClause, FunctionElement, TextClause, event
-from sqlalchemy.sql import visitors
+from sqlalchemy import event
 from sqlalchemy.util import await_only
 
 from tenancy_core.errors import IsolationError
 from tenancy_postgres.engine import make_shared_engine
+from tenancy_postgres.harmless import leaves_nothing
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -22,20 +21,9 @@ if TYPE_CHECKING:
 
     from tenancy_postgres.engine import Target
 
-__all__ = ["leaves_nothing", "make_reading_engine"]
+__all__ = ["make_reading_engine"]
 
 _SETTINGS: Final = {"search_path": "", "default_transaction_read_only": "on"}
-
-_HARMLESS: Final = frozenset(
-    {
-        *("abs", "avg", "cast", "ceil", "char_length", "coalesce", "concat", "count", "date_part"),
-        *("date_trunc", "extract", "floor", "greatest", "least", "length", "lower", "ltrim", "max"),
-        *("min", "mod", "now", "nullif", "replace", "round", "row_number", "rtrim", "string_agg"),
-        *("substr", "substring", "sum", "trim", "upper"),
-    }
-)
-"""Functions that change nothing on a connection. Of others nobody knows: ``set_config`` and
-``pg_advisory_lock`` are functions too."""
 
 
 def make_reading_engine(target: Target) -> AsyncEngine:
@@ -64,14 +52,15 @@ def _notice(engine: AsyncEngine) -> None:
     def _look(
         connection: Connection,
         _cursor: object,
-        _statement: str,
+        statement: str,
         _parameters: object,
         context: Any,  # noqa: ANN401 - ExecutionContext, or nothing
         _many: bool,  # noqa: FBT001 - SQLAlchemy's signature
     ) -> None:
         driver: Any = connection.connection.driver_connection
         compiled = None if context is None else context.compiled
-        if compiled is None or not leaves_nothing(compiled.statement):
+        # Without the names of tenants' schemas, of which there are many.
+        if not leaves_nothing(statement if compiled is None else compiled.string):
             driver.use()
         if context is not None and context.execution_options.get("stream_results"):
             _begin(driver)
@@ -85,25 +74,3 @@ def _begin(driver: Any) -> None:  # noqa: ANN401 - TenantConnection, or nothing
     """Begin a transaction for what PostgreSQL does in one only: a cursor, a savepoint."""
     if not driver.is_in_transaction():
         await_only(driver.open_transaction("BEGIN READ ONLY"))
-
-
-_known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-
-
-def leaves_nothing(statement: Any) -> bool:  # noqa: ANN401 - whatever was compiled
-    """Whether a statement changes nothing on a connection: a SELECT without anything unknown."""
-    if not getattr(statement, "is_select", False) or getattr(statement, "is_text", False):
-        return False
-    found = _known.get(statement)
-    if found is None:
-        found = _known[statement] = all(map(_is_harmless, visitors.iterate(statement)))
-    return found
-
-
-def _is_harmless(element: Any) -> bool:  # noqa: ANN401 - whatever is in a statement
-    kind: type[Any] = element.__class__
-    if issubclass(kind, FunctionElement):
-        return getattr(element, "name", "").lower() in _HARMLESS
-    if issubclass(kind, ColumnClause):
-        return not element.is_literal or element.name == "*"
-    return not issubclass(kind, TextClause) and kind.__module__.startswith("sqlalchemy.")
