@@ -5,7 +5,7 @@ every subject on the same work, one SELECT of a row in a session, tenants rotati
 order. The figure is the median of the rounds' ratios to the plain session of the same round, with
 the interval that holds 95 % of medians drawn from these rounds again (bootstrap).
 
-    python tests/bench/sessions.py [--rounds 20] [--requests 200] [--tenants 200] [--delay 1.0]
+    python tests/bench/sessions.py [--rounds 20] [--requests 400] [--tenants 200] [--delay 1.0]
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--tenants", type=int, default=200)
     parser.add_argument("--delay", type=float, default=1.0, help="ms per round trip")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
