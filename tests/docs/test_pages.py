@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
@@ -13,12 +14,26 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.pages import PAGES, Block, Reader, blocks, commands, matches, write_curl
+from support.pages import (
+    PAGES,
+    Block,
+    Reader,
+    blocks,
+    commands,
+    matches,
+    shop,
+    uses_postgres,
+    write_curl,
+)
 from support.server import ROOT
+from support.services.databases import finished
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from support.services.databases import PostgresDatabase
+    from support.services.postgres import Postgres
 
 README = ROOT / "README.md"
 PROJECTS = [
@@ -51,8 +66,14 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
     [page for page in PAGES if {b.language for b in blocks(page)} & {"python", "console"}],
     ids=_name,
 )
-def test_a_page_does_what_it_says(page: Path, reader: Reader) -> None:
-    reader.follow(page)
+def test_a_page_does_what_it_says(
+    page: Path, reader: Reader, request: pytest.FixtureRequest
+) -> None:
+    with contextlib.ExitStack() as stack:
+        if uses_postgres(page):
+            server = request.getfixturevalue("postgres_server")
+            reader.shop = stack.enter_context(shop(server, page))
+        reader.follow(page)
     assert reader.ran
 
 
@@ -187,6 +208,62 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 def test_the_links_are_found() -> None:
     assert "[architecture](docs/explanation/architecture.md)" in _prose(README)
     assert "prove-it" in _anchors(ROOT / "docs" / "how-to" / "choose-a-resolver.md")
+
+
+# -- pages that use PostgreSQL ---------------------------------------------------------------------
+
+URL = "postgresql+asyncpg://shop_{}:secret@localhost/shop"
+MADE_BY_THE_PAGE = r"""
+```sql
+CREATE ROLE shop_owner LOGIN PASSWORD 'secret';
+CREATE DATABASE shop OWNER shop_owner;
+\connect shop
+CREATE TABLE shopping (id integer);
+GRANT SELECT ON shopping TO shop_owner;
+```
+"""
+ASKED = """
+```python
+import asyncpg
+
+connection = await asyncpg.connect("{}".replace("+asyncpg", ""))
+assert (await connection.fetchval("SELECT current_database()")).startswith("shop_")
+await connection.fetch({!r})
+await connection.close()
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "role", "statement"),
+    [("", "app", "SELECT 1"), (MADE_BY_THE_PAGE, "owner", "SELECT * FROM shopping")],
+)
+def test_a_page_on_postgresql_gets_a_database_that_goes_with_it(
+    made: str,
+    role: str,
+    statement: str,
+    reader: Reader,
+    tmp_path: Path,
+    postgres_server: Postgres,
+    postgres_database: PostgresDatabase,
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(made + ASKED.format(URL.format(role), statement))
+    assert uses_postgres(page)
+    with shop(postgres_server, page) as database:
+        reader.shop = database
+        reader.follow(page)
+    left = "SELECT rolname FROM pg_roles WHERE rolname LIKE $1 || '%'"
+    assert finished(postgres_database.fetch(left, database.name)) == []
+    there = "SELECT 1 FROM pg_database WHERE datname = $1"
+    assert finished(postgres_database.fetch(there, database.name)) == []
+
+
+def test_a_page_without_a_server_does_not_use_one(reader: Reader, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(ASKED.format(URL.format("app"), "SELECT 1"))
+    with pytest.raises(AssertionError, match="this page has no server"):
+        reader.follow(page)
 
 
 # -- the tools of this folder ----------------------------------------------------------------------

@@ -8,9 +8,15 @@ A page is worked through from top to bottom in an empty folder:
 * ``console`` is pasted line by line. What follows a command is its output, to the letter;
   ``...`` stands for what differs from run to run. ``uvicorn`` starts a server, on a free port
   instead of 8000;
+* ``sql`` is run by a superuser of a PostgreSQL, statement by statement; ``\\connect`` means there
+  what it means in psql;
 * ``sh`` is for commands that a test cannot run (``pip install``): they are compared with what
   there is;
 * ``text`` and ``json`` only show something.
+
+Pages that use PostgreSQL call the database ``shop``, its roles ``shop_owner``, ``shop_control``
+and ``shop_app``, their password ``secret`` and the server ``localhost``. A test gives them a
+database of its own (:func:`shop`), whose addresses take the place of these.
 """
 
 from __future__ import annotations
@@ -22,22 +28,25 @@ import importlib
 import inspect
 import os
 import re
+import secrets
 import shlex
 import shutil
 import subprocess
 import sys
 import textwrap
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from support.server import ROOT, serve
+from support.services.databases import PostgresDatabase, finished, fresh_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from support.server import Server
+    from support.services.databases import PostgresServer
 
 SHOWN: Final = {"text", "json", "sh"}
 """Languages of blocks that are not run here."""
@@ -51,6 +60,8 @@ PAGES: Final = [
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[a-z]+)?(?: +(?P<rest>.*))?$")
 _TITLE = re.compile(r'title="([^"]+)"')
 _ADDRESS = "localhost:8000"
+_SHOP = re.compile(r"postgresql\+asyncpg://shop_(owner|control|app):secret@localhost/shop\b")
+_SHOP_NAME = re.compile(r"\bshop(?=(_owner|_control|_app)?\b)")
 
 
 @dataclass(frozen=True)
@@ -118,15 +129,40 @@ def matches(shown: str, seen: str) -> bool:
     return re.fullmatch(pattern, seen.strip(), re.DOTALL) is not None
 
 
+def uses_postgres(page: Path) -> bool:
+    """Whether a page cannot be followed without a PostgreSQL."""
+    return any(block.language == "sql" or _SHOP.search(block.text) for block in blocks(page))
+
+
+@contextlib.contextmanager
+def shop(server: PostgresServer, page: Path) -> Iterator[PostgresDatabase]:
+    """Give the database that a page calls ``shop``; it is removed with its roles.
+
+    It is there already, unless the page says itself how it is made.
+    """
+    if all(block.language != "sql" for block in blocks(page)):
+        with fresh_database(server, createrole=True, prefix="shop") as database:
+            yield database
+        return
+    name = f"shop_{secrets.token_hex(5)}"
+    database = PostgresDatabase(server, name, secrets.token_urlsafe(9) + "@:/%?#+")
+    try:
+        yield database
+    finally:
+        finished(database.drop())
+
+
 class Reader:
     """Somebody who works through one page.
 
     Attributes:
         ran: How many blocks were run or saved.
+        shop: The database that the page calls so.
     """
 
     def __init__(self, folder: Path) -> None:
         self.ran = 0
+        self.shop: PostgresDatabase | None = None
         self._folder = folder
         self._namespace: dict[str, Any] = {"__name__": "__page__"}
         self._environment = {
@@ -153,7 +189,8 @@ class Reader:
 
     def follow(self, page: Path) -> None:
         """Do what the page says, block by block."""
-        for block in blocks(page):
+        for shown in blocks(page):
+            block = self._addressed(shown)
             if block.title is not None:
                 self._save(block)
             elif block.language == "python":
@@ -161,10 +198,36 @@ class Reader:
             elif block.language == "console":
                 for command, output in commands(block):
                     self._paste(block, command, output)
+            elif block.language == "sql":
+                self._runner.run(self._administer(block))
             else:
                 assert block.language in SHOWN, f"{block}: what is {block.language!r}?"
                 continue
             self.ran += 1
+
+    def _addressed(self, block: Block) -> Block:
+        """Return a block with the addresses of the test's own server."""
+        database = self.shop
+        if database is None:
+            assert not _SHOP.search(block.text), f"{block}: this page has no server"
+            return block
+        text = _SHOP.sub(lambda found: database.url(f"{database.name}_{found[1]}"), block.text)
+        if block.language == "sql":
+            text = _SHOP_NAME.sub(database.name, text).replace("'secret'", f"'{database.password}'")
+        return replace(block, text=text)
+
+    async def _administer(self, block: Block) -> None:
+        database = self.shop
+        assert database is not None, f"{block}: this page has no server"
+        before, found, behind = block.text.partition(f"\\connect {database.name}\n")
+        if not found:
+            before, behind = "", block.text
+        for name, script in (("postgres", before), (database.name, behind)):
+            # One by one: CREATE DATABASE is refused where it is not alone.
+            statements = [part for part in script.split(";\n") if part.strip()]
+            place = PostgresDatabase(database.server, name, database.password)
+            if statements:
+                await place.admin(*statements)
 
     def _save(self, block: Block) -> None:
         path = self._folder / str(block.title)
@@ -179,6 +242,7 @@ class Reader:
             block.page,
             "exec",
             flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+            dont_inherit=True,  # this file's annotations are texts, and a page's are none
         )
         if code.co_flags & inspect.CO_COROUTINE:
             self._runner.run(eval(code, self._namespace))  # noqa: S307 - our own page
