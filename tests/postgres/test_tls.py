@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import make_url, select, text
 
 from support.postgres import Base, Note, opened, provisioned
+from support.postgres_store import store_on
 from support.services.databases import fresh_database
 from tenancy_core import Tenancy, TenancyConfig
 from tenancy_core.errors import BackendUnavailable, ConfigurationError
@@ -170,3 +171,13 @@ async def test_the_store_tells_the_way_out_as_well(tls_database: PostgresDatabas
     with pytest.raises(ConfigurationError, match="sslrootcert=system"):
         async with Tenancy(config, metadata=Base.metadata):
             pass
+
+
+async def test_a_store_that_is_opened_again_demands_no_less_than_before(
+    postgres_database: PostgresDatabase,
+) -> None:
+    store = store_on(with_query(postgres_database.control_url, ssl="require"))
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable):
+            async with store:
+                pass

@@ -76,7 +76,7 @@ _UNAVAILABLE_CLASSES: Final = frozenset(
 )
 
 
-def connect_args(url: URL, setting: str) -> tuple[URL, dict[str, Any]]:
+def connect_args(url: URL, setting: str, *, timeout: float) -> tuple[URL, dict[str, Any]]:
     """Return the URL to give to SQLAlchemy, and arguments for asyncpg's ``connect``.
 
     asyncpg knows libpq's ``ssl…`` parameters only where they come in its own ``dsn``, and not
@@ -85,6 +85,7 @@ def connect_args(url: URL, setting: str) -> tuple[URL, dict[str, Any]]:
     Args:
         url: As it was set; ``?ssl=`` and ``?sslmode=`` mean the same.
         setting: The variable it comes from, for the message.
+        timeout: Seconds that making a connection may take.
 
     Raises:
         ConfigurationError: There is no such TLS mode, or two of them.
@@ -99,15 +100,17 @@ def connect_args(url: URL, setting: str) -> tuple[URL, dict[str, Any]]:
     tls = {name: value for name in _TLS if isinstance(value := query.pop(name, None), str)}
     if given:
         tls["sslmode"] = str(given[0])
+    arguments: dict[str, Any] = {"timeout": timeout}
     if not tls:
-        return url, {}
+        return url, arguments
     if tls.get("sslrootcert") == _SYSTEM and (mode := tls.get("sslmode", "")).startswith("verify"):
         context = ssl.create_default_context()
         context.check_hostname = mode == "verify-full"
-        return url.set(query=query), {"ssl": context}
+        return url.set(query=query), {**arguments, "ssl": context}
     dsn = url.set(drivername="postgresql", username=None, password=None, host=None, port=None)
     dsn = dsn.set(database=None, query=tls)
-    return url.set(query=query), {"dsn": dsn.render_as_string(hide_password=False)}
+    arguments["dsn"] = dsn.render_as_string(hide_password=False)
+    return url.set(query=query), arguments
 
 
 def code_of(error: BaseException | None) -> str | None:

@@ -18,6 +18,7 @@ from tenancy_core.sql import postgres, sqlite, tables
 from tenancy_core.sql.engines import close_engine, make_engine
 
 if TYPE_CHECKING:
+    from sqlalchemy import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from tenancy_core.config import TenancyConfig
@@ -55,7 +56,7 @@ class Database:
         self._make_engine()
 
     def _make_engine(self) -> None:
-        self.engine = self.reading = self._engine()
+        self.engine = self.reading = self._engine(self._url)
 
     async def open(self) -> None:
         """Make the tables that are missing.
@@ -89,8 +90,8 @@ class Database:
     async def scrub(self) -> None:
         """Take away what a committed erasure left readable in places of the database's own."""
 
-    def _engine(self, **options: Any) -> AsyncEngine:
-        return make_engine(self._url, self._config, self._budget, control=True, **options)
+    def _engine(self, url: URL, **options: Any) -> AsyncEngine:
+        return make_engine(url, self._config, self._budget, control=True, **options)
 
 
 class _Sqlite(Database):
@@ -98,7 +99,7 @@ class _Sqlite(Database):
 
     def _make_engine(self) -> None:
         patience = self._config.database_pool_timeout
-        self.engine = self._engine(connect_args=sqlite.connect_args(patience))
+        self.engine = self._engine(self._url, connect_args=sqlite.connect_args(patience))
         # Reads must not wait for, nor hold up, the one writer that SQLite allows.
         self.reading = self.engine.execution_options(**{sqlite.READ_ONLY: True})
         sqlite.begin_transactions(self.engine)
@@ -129,11 +130,15 @@ class _Postgres(Database):
     """A schema of its own, which no tenant's session reaches."""
 
     def _make_engine(self) -> None:
-        url, arguments = postgres.connect_args(self._url, self._config.control_setting)
-        self._url = url
+        url, arguments = postgres.connect_args(
+            self._url,
+            self._config.control_setting,
+            timeout=self._config.database_pool_timeout,
+        )
         self.pooled = True
         self.engine = self._engine(
-            connect_args={"timeout": self._config.database_pool_timeout, **arguments},
+            url,
+            connect_args=arguments,
             execution_options={"schema_translate_map": {None: tables.NAMESPACE}},
             # The counters are right under this one, whatever the role's own default is.
             isolation_level="READ COMMITTED",
