@@ -184,6 +184,19 @@ async def test_a_role_that_may_not_make_schemas_is_told_what_it_lacks(
         assert "TENANCY_CONTROL_DATABASE_URL" in str(caught.value)
 
 
+async def test_a_role_that_does_not_own_a_tenants_schema_is_told_so(
+    postgres_database: PostgresDatabase,
+) -> None:
+    async with opened(postgres_database) as isolation:
+        (acme,) = await provisioned(isolation, "acme")
+        place, owner = acme.placement.name, postgres_database.owner
+        await postgres_database.admin(
+            f'DROP TABLE "{place}".notes', f'ALTER SCHEMA "{place}" OWNER TO "{owner}"'
+        )
+        with pytest.raises(ConfigurationError, match=f'ALTER SCHEMA "{place}" OWNER TO'):
+            await isolation.provision(acme)
+
+
 async def test_the_control_role_of_another_database_is_refused(
     postgres_database: PostgresDatabase, postgres_server: Postgres
 ) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tenancy_postgres.scope import Scope
 
-__all__ = ["report_failures", "unavailable"]
+__all__ = ["report_failures", "unavailable", "without_place"]
 
 _WITH_CHECK: Final = "ExecWithCheckOptions"
 """The function of the server that refuses a row which no policy allows. The SQLSTATE is that of

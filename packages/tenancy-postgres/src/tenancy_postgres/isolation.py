@@ -77,13 +77,11 @@ class PostgresIsolation:
         self._metadata = metadata
         self._link = Link(config.database_pool_timeout)
         self._plans = {name: self._time_outs(name) for name in config.plans}
-        self._url, self._arguments = _arguments_of(
-            config.database_url.get_secret_value(), "TENANCY_DATABASE_URL", config
+        self._url, self._arguments = self._arguments_of(
+            config.database_url.get_secret_value(), "TENANCY_DATABASE_URL"
         )
         self._admin_setting, admin_url = self._admin_place()
-        self._admin_url, self._admin_arguments = _arguments_of(
-            admin_url, self._admin_setting, config
-        )
+        self._admin_url, self._admin_arguments = self._arguments_of(admin_url, self._admin_setting)
         self._closed = False
         self._make_engines()
 
@@ -127,6 +125,9 @@ class PostgresIsolation:
 
     def _differs(self, place: str) -> None:
         """Take note of a tenant whose types are not those of others."""
+
+    def _arguments_of(self, url: str, setting: str) -> tuple[URL, dict[str, Any]]:
+        return connect_args(make_url(url), setting, timeout=self._config.database_pool_timeout)
 
     def _admin_place(self) -> tuple[str, str]:
         if self._settings.admin_url is not None:
@@ -259,8 +260,3 @@ class PostgresIsolation:
             )
             if seconds is not None
         )
-
-
-def _arguments_of(url: str, setting: str, config: TenancyConfig) -> tuple[URL, dict[str, Any]]:
-    parsed, arguments = connect_args(make_url(url), setting)
-    return parsed, {"timeout": config.database_pool_timeout, **arguments}

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["quote_identifier", "quote_literal", "quote_setting"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
+
+__all__ = ["quote_identifier", "quote_literal", "quote_setting", "quote_table"]
 
 
 def quote_identifier(name: str) -> str:
@@ -19,6 +24,12 @@ def quote_identifier(name: str) -> str:
 def quote_setting(name: str) -> str:
     """Return the name of a setting with a class, ``app.tenant_id``, each part in double quotes."""
     return ".".join(map(quote_identifier, name.split(".")))
+
+
+def quote_table(table: Table) -> str:
+    """Return the name of a table, with its schema if it names one."""
+    name = quote_identifier(table.name)
+    return name if table.schema is None else f"{quote_identifier(table.schema)}.{name}"
 
 
 def quote_literal(value: str) -> str:

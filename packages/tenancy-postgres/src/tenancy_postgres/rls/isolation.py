@@ -158,7 +158,7 @@ class RlsIsolation(PostgresIsolation):
         if self._made:
             return
         async with self._administering() as connection:
-            await self._tables.make(connection, self.tenants.role)
+            await self._tables.make(connection, self.tenants.role, self.admin)
         self._made = True
 
     async def exists(self, tenant: Tenant, /) -> bool:

@@ -12,7 +12,7 @@ from sqlalchemy import Sequence as DatabaseSequence
 from sqlalchemy import Uuid
 
 from tenancy_core.sql.scoped import scope_column
-from tenancy_postgres.quoting import quote_identifier, quote_literal
+from tenancy_postgres.quoting import quote_identifier, quote_literal, quote_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,6 @@ __all__ = [
     "grant_statements",
     "policy_expression",
     "protection_statements",
-    "qualified_name",
     "removal_statements",
 ]
 
@@ -55,12 +54,6 @@ BEGIN
 END
 $tenancy$"""
 """Rights on the sequences of SERIAL columns, whose names the server chose. IDENTITY needs none."""
-
-
-def qualified_name(table: Table) -> str:
-    """Return the quoted name of a table, with its schema if it names one."""
-    name = quote_identifier(table.name)
-    return name if table.schema is None else f"{quote_identifier(table.schema)}.{name}"
 
 
 def policy_expression(table: Table, setting: str) -> str:
@@ -95,7 +88,7 @@ def protection_statements(table: Table, roles: Sequence[str], setting: str) -> l
         roles: Of tenants' sessions.
         setting: The configuration's ``rls_setting``.
     """
-    name = qualified_name(table)
+    name = quote_table(table)
     return [
         f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY",
         f"ALTER TABLE {name} FORCE ROW LEVEL SECURITY",
@@ -113,7 +106,7 @@ def access_statements(table: Table, roles: Sequence[str], setting: str) -> list[
     """
     expression = policy_expression(table, setting)
     return [
-        f"CREATE POLICY {policy} ON {qualified_name(table)} AS {kind} FOR ALL TO {_list(roles)} "
+        f"CREATE POLICY {policy} ON {quote_table(table)} AS {kind} FOR ALL TO {_list(roles)} "
         f"USING ({expression}) WITH CHECK ({expression})"
         for policy, kind in ((ACCESS, "PERMISSIVE"), (FLOOR, "RESTRICTIVE"))
     ]
@@ -121,9 +114,7 @@ def access_statements(table: Table, roles: Sequence[str], setting: str) -> list[
 
 def removal_statements(table: Table) -> list[str]:
     """Return what removes the two policies of a table. Row-level security stays on."""
-    return [
-        f"DROP POLICY IF EXISTS {policy} ON {qualified_name(table)}" for policy in (ACCESS, FLOOR)
-    ]
+    return [f"DROP POLICY IF EXISTS {policy} ON {quote_table(table)}" for policy in (ACCESS, FLOOR)]
 
 
 def grant_statements(table: Table, roles: Sequence[str]) -> list[str]:
@@ -138,7 +129,7 @@ def grant_statements(table: Table, roles: Sequence[str]) -> list[str]:
     """
     scoped = scope_column(table) is not None
     rights = "SELECT, INSERT, UPDATE, DELETE" if scoped else "SELECT"
-    name = qualified_name(table)
+    name = quote_table(table)
     statements = [f"GRANT {rights} ON TABLE {name} TO {_list(roles)}"]
     if scoped:
         statements.append(

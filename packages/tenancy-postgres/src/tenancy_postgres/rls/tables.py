@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import delete, inspect, literal, select, text, union_all
+from sqlalchemy import delete, literal, select, text, union_all
 from sqlalchemy.exc import DBAPIError
 
 from tenancy_core.errors import ConfigurationError, IsolationError
-from tenancy_core.sql.postgres import LOCK_PROVISION
 from tenancy_core.sql.scoped import scope_column
-from tenancy_postgres.quoting import quote_identifier
+from tenancy_postgres.making import (
+    lacks_rights,
+    make_missing_schemas,
+    may_not_make,
+    wait_for_others,
+)
+from tenancy_postgres.quoting import quote_identifier, quote_table
 from tenancy_postgres.rls.policies import (
     grant_statements,
     protection_statements,
-    qualified_name,
 )
 from tenancy_postgres.rls.verification import verify
 
@@ -26,12 +30,9 @@ if TYPE_CHECKING:
 
     from tenancy_core.tenant import Tenant
     from tenancy_postgres.rls.verification import Verdict
+    from tenancy_postgres.server import ServerFacts
 
 __all__ = ["SharedTables"]
-
-_DENIED: Final = "42501"
-_NO_SCHEMA: Final = "3F000"
-"""None of the search path is there, or may be used."""
 
 _MAY_USE: Final = text("SELECT pg_catalog.has_schema_privilege(:role, :schema, 'USAGE')")
 
@@ -48,7 +49,7 @@ class SharedTables:
     def __init__(self, metadata: MetaData, setting: str, patience: float) -> None:
         self._metadata = metadata
         self._setting = setting
-        self._patience = round(patience * 1000)
+        self._patience = patience
 
     @property
     def _tables(self) -> list[Table]:
@@ -82,20 +83,18 @@ class SharedTables:
 
     # -- making --------------------------------------------------------------------------------
 
-    async def make(self, connection: AsyncConnection, role: str) -> None:
+    async def make(self, connection: AsyncConnection, role: str, admin: ServerFacts) -> None:
         """Make the tables that are missing, each with its policies in the same transaction.
 
         Args:
             connection: In a transaction of the role that makes tables.
             role: Of tenants' sessions.
+            admin: What is known of the role that makes tables.
 
         Raises:
             ConfigurationError: A table is there and not safe, or this role may not make one.
         """
-        await connection.exec_driver_sql(f"SET LOCAL lock_timeout={self._patience}")
-        await connection.exec_driver_sql(
-            f"SELECT pg_catalog.pg_advisory_xact_lock({LOCK_PROVISION[0]},{LOCK_PROVISION[1]})"
-        )
+        await wait_for_others(connection, self._patience)
         verdicts = await self.judge(connection, role)
         self.require_safe(verdicts, role)
         missing = [verdict.table for verdict in verdicts if not verdict.is_there]
@@ -104,20 +103,12 @@ class SharedTables:
         try:
             await connection.run_sync(self._make_missing, missing, role)
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in {_DENIED, _NO_SCHEMA}:
+            if not lacks_rights(error):
                 raise
-            raise ConfigurationError(
-                "The role that makes tables may not make "
-                f"{', '.join(sorted(table.fullname for table in missing))} and give the role "
-                f"{role!r} its rights on them. Let it own the schema, or make them with a "
-                "migration; TENANCY_POSTGRES_ADMIN_URL names the role."
-            ) from error
+            raise may_not_make(missing, admin, role) from error
 
     def _make_missing(self, connection: Connection, missing: Sequence[Table], role: str) -> None:
-        there = {*inspect(connection).get_schema_names()}
-        schemas = {table.schema for table in missing if table.schema is not None}
-        for schema in sorted(schemas - there):
-            connection.exec_driver_sql(f"CREATE SCHEMA {quote_identifier(schema)}")
+        schemas = make_missing_schemas(connection, missing)
         self._metadata.create_all(connection, tables=list(missing), checkfirst=True)
         for table in missing:
             if scope_column(table) is not None:
@@ -154,7 +145,7 @@ class SharedTables:
         if not scoped:
             return
         # Whatever the tenant's plan says.
-        for limit in (f"lock_timeout={self._patience}", "statement_timeout=0"):
+        for limit in (f"lock_timeout={round(self._patience * 1000)}", "statement_timeout=0"):
             await connection.exec_driver_sql(f"SET LOCAL {limit}")
         deletions = [
             _deletion(table, tenant).cte(f"tenancy_{number}") for number, table in enumerate(scoped)
@@ -164,12 +155,12 @@ class SharedTables:
             rest = union_all(*(_rest(table, tenant) for table in scoped))
             left: set[str] = {*(await connection.execute(rest)).scalars()}
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) != _DENIED:
+            if not lacks_rights(error):
                 raise
             raise ConfigurationError(
                 "The role of tenants' sessions may not delete a tenant's rows. Run, as the owner "
                 "of the tables: GRANT SELECT, DELETE ON "
-                f"{', '.join(map(qualified_name, scoped))} TO it."
+                f"{', '.join(map(quote_table, scoped))} TO it."
             ) from error
         if left:
             raise IsolationError(

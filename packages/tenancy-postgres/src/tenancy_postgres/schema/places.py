@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 from sqlalchemy import MetaData, inspect, text
+from sqlalchemy.exc import DBAPIError
 
 from tenancy_core.errors import ConfigurationError, IdentifierCollision
-from tenancy_core.sql.postgres import LOCK_PROVISION, LOCK_TENANT
+from tenancy_core.sql.postgres import LOCK_TENANT
 from tenancy_postgres.ddl import creation_script, shared_tables, tenant_tables
-from tenancy_postgres.quoting import quote_identifier, quote_literal
+from tenancy_postgres.making import (
+    lacks_rights,
+    make_missing_schemas,
+    may_not_make,
+    wait_for_others,
+)
+from tenancy_postgres.quoting import quote_identifier, quote_literal, quote_table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -100,7 +107,12 @@ class SchemaPlaces:
         except asyncpg.PostgresError as error:
             if error.sqlstate not in _THERE:
                 raise
-            await self._complete(tenant)
+            try:
+                await self._complete(tenant)
+            except (DBAPIError, asyncpg.PostgresError) as refusal:
+                if not lacks_rights(refusal):
+                    raise
+                raise self._is_not_owner(tenant) from refusal
 
     def _creation(self, tenant: Tenant) -> str:
         place = quote_identifier(tenant.placement.name)
@@ -156,6 +168,15 @@ class SchemaPlaces:
             f"owner: GRANT CREATE ON DATABASE {quote_identifier(self._admin.database)} TO "
             f"{quote_identifier(self._admin.role)}; or name another role in "
             "TENANCY_POSTGRES_ADMIN_URL."
+        )
+
+    def _is_not_owner(self, tenant: Tenant) -> ConfigurationError:
+        place = tenant.placement.name
+        return ConfigurationError(
+            f"The role {self._admin.role!r} of {self._admin_setting} may not complete the schema "
+            f"{place!r}, which is there: it has to own it. Run, as a superuser: ALTER SCHEMA "
+            f"{quote_identifier(place)} OWNER TO {quote_identifier(self._admin.role)}; or name the "
+            "role that owns it in TENANCY_POSTGRES_ADMIN_URL."
         )
 
     async def _complete(self, tenant: Tenant) -> None:
@@ -232,22 +253,27 @@ class SchemaPlaces:
     # -- what all tenants share ----------------------------------------------------------------
 
     async def _make_shared(self) -> None:
-        """Make the shared tables that are missing; once for each process."""
+        """Make the shared tables that are missing; once for each process.
+
+        Raises:
+            BackendUnavailable: Another process was at it for longer than the patience.
+            ConfigurationError: The role may not.
+        """
         if self._shared_made:
             return
         async with self._administering() as connection:
-            await connection.exec_driver_sql(
-                f"SELECT pg_catalog.pg_advisory_xact_lock({LOCK_PROVISION[0]},{LOCK_PROVISION[1]})"
-            )
-            await connection.run_sync(self._make_missing_shared)
+            await wait_for_others(connection, self._patience)
+            try:
+                await connection.run_sync(self._make_missing_shared)
+            except DBAPIError as error:
+                if not lacks_rights(error):
+                    raise
+                raise may_not_make(self._shared, self._admin, self._role) from error
         self._shared_made = True
 
     def _make_missing_shared(self, connection: Connection) -> None:
+        make_missing_schemas(connection, self._shared)
         looking = inspect(connection)
-        there = set(looking.get_schema_names())
-        for schema in self._shared_schemas:
-            if schema not in there:
-                connection.exec_driver_sql(f"CREATE SCHEMA {quote_identifier(schema)}")
         missing = [
             table
             for table in self._shared
@@ -267,7 +293,7 @@ def _reading_grants(tables: Sequence[Table], schemas: Sequence[str], role: str) 
         return ""
     return (
         f"GRANT USAGE ON SCHEMA {', '.join(map(quote_identifier, schemas))} TO {role};\n"
-        f"GRANT SELECT ON {', '.join(map(_full_name, tables))} TO {role}"
+        f"GRANT SELECT ON {', '.join(map(quote_table, tables))} TO {role}"
     )
 
 
@@ -275,14 +301,9 @@ def _reading_revokes(tables: Sequence[Table], schemas: Sequence[str], role: str)
     if not tables:
         return ""
     return (
-        f"REVOKE ALL ON {', '.join(map(_full_name, tables))} FROM {role};\n"
+        f"REVOKE ALL ON {', '.join(map(quote_table, tables))} FROM {role};\n"
         f"REVOKE ALL ON SCHEMA {', '.join(map(quote_identifier, schemas))} FROM {role};\n"
     )
-
-
-def _full_name(table: Table) -> str:
-    name = quote_identifier(table.name)
-    return name if table.schema is None else f"{quote_identifier(table.schema)}.{name}"
 
 
 def _mark(tenant: Tenant) -> str:

@@ -1,0 +1,78 @@
+"""Making what all tenants of a database share: by one process at a time, as a role that may."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import inspect
+
+from tenancy_core.errors import ConfigurationError
+from tenancy_core.sql.postgres import LOCK_PROVISION
+from tenancy_postgres.quoting import quote_identifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import Connection, Table
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from tenancy_postgres.server import ServerFacts
+
+__all__ = ["lacks_rights", "make_missing_schemas", "may_not_make", "wait_for_others"]
+
+_LACKS: Final = frozenset({"42501", "3F000"})
+"""insufficient_privilege, and invalid_schema_name: no schema of the search path may be used."""
+
+
+async def wait_for_others(connection: AsyncConnection, patience: float) -> None:
+    """Wait for other processes, and keep them waiting until the transaction ends.
+
+    Args:
+        connection: In a transaction of the role that makes tables.
+        patience: Seconds to wait for this lock, and for each later one of the transaction. What
+            takes longer is refused by the server: ``55P03``.
+    """
+    await connection.exec_driver_sql(f"SET LOCAL lock_timeout={round(patience * 1000)}")
+    await connection.exec_driver_sql(
+        f"SELECT pg_catalog.pg_advisory_xact_lock({LOCK_PROVISION[0]},{LOCK_PROVISION[1]})"
+    )
+
+
+def make_missing_schemas(connection: Connection, tables: Iterable[Table]) -> set[str]:
+    """Make the schemas that tables name and that are not there.
+
+    Args:
+        connection: As in :func:`wait_for_others`.
+        tables: Any.
+
+    Returns:
+        All schemas that they name.
+    """
+    named = {table.schema for table in tables if table.schema is not None}
+    for schema in sorted(named.difference(inspect(connection).get_schema_names())):
+        connection.exec_driver_sql(f"CREATE SCHEMA {quote_identifier(schema)}")
+    return named
+
+
+def lacks_rights(error: BaseException) -> bool:
+    """Whether the server refused something for want of a right; SQLAlchemy's error or asyncpg's."""
+    return getattr(getattr(error, "orig", error), "sqlstate", None) in _LACKS
+
+
+def may_not_make(tables: Iterable[Table], admin: ServerFacts, role: str) -> ConfigurationError:
+    """Return the error for tables that all tenants share, and that cannot be made.
+
+    Args:
+        tables: Those that are missing.
+        admin: What is known of the role that makes tables.
+        role: Of tenants' sessions.
+    """
+    names = ", ".join(sorted(table.fullname for table in tables))
+    maker, database = quote_identifier(admin.role), quote_identifier(admin.database)
+    return ConfigurationError(
+        f"The role {admin.role!r}, which makes tables, may not make {names} and give the role "
+        f"{role!r} its rights on them. Where their schema is not there, run as the owner of the "
+        f"database: GRANT CREATE ON DATABASE {database} TO {maker}; where it is there, let that "
+        "role own it. Or make the tables with a migration, or name another role in "
+        "TENANCY_POSTGRES_ADMIN_URL."
+    )
