@@ -22,7 +22,7 @@ from sqlalchemy.orm import aliased
 
 from support.postgres import Note, opened, provisioned
 from tenancy_core.errors import BackendUnavailable, IsolationError
-from tenancy_postgres.harmless import leaves_nothing
+from tenancy_postgres.harmless import leaves_nothing, leaves_prepared
 
 if TYPE_CHECKING:
     from support.services.databases import PostgresDatabase
@@ -130,6 +130,12 @@ def test_a_plain_query_leaves_nothing_on_its_connection(statement: object) -> No
         text("SELECT \"set_config\"('a.b', 'c', false)"),
         text("SELECT set_config ('a.b', 'c', false)"),
         text("SELECT 1 /* ( */"),
+        text("""SELECT 1 AS "a'", set_config('a.b', 'c', false) AS "b'\""""),
+        text("""SELECT 1 AS "a'", pg_advisory_lock(7) AS "b'\""""),
+        text("""SELECT 'a"', set_config('a.b', 'c', false), 'b"'"""),
+        text("SELECT $$'$$, set_config('a.b', 'c', false), $$'$$"),
+        text("SELECT 1 /* ' */, set_config('a.b', 'c', false) /* ' */"),
+        text("SELECT 'a"),
         select(func.util.lower(Note.text)),
         select(Note.id).prefix_with("set_config('a.b', 'c', false),"),
         select(Note.id.op("+ set_config('a.b', 'c', false)::int +")(1)),
@@ -144,6 +150,36 @@ def test_a_plain_query_leaves_nothing_on_its_connection(statement: object) -> No
 )
 def test_what_nobody_knows_may_leave_something(statement: object) -> None:
     assert not leaves_nothing(str(statement))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "PREPARE q AS SELECT 1",
+        "deallocate all",
+        "/* of the day */ PREPARE q AS SELECT 1",
+        "-- of the day\nDISCARD ALL",
+        "SELECT 1; /* and */ DEALLOCATE ALL",
+        "DO $$ BEGIN EXECUTE 'PREPARE q AS SELECT 1'; END $$",
+        """SELECT 1 AS "it's"; DEALLOCATE ALL; SELECT 'x'""",
+        "SELECT $a$'$a$; DEALLOCATE ALL; SELECT $a$'$a$",
+        "SELECT E'\\''; DEALLOCATE ALL; SELECT 'x'",
+    ],
+)
+def test_what_the_driver_does_not_know_of_its_statements_is_noticed(statement: str) -> None:
+    assert leaves_prepared(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT prepared, discarded FROM notes",
+        "INSERT INTO notes (text) VALUES ('discard, or prepare')",
+        'SELECT "discard" FROM notes',
+    ],
+)
+def test_words_that_only_look_so_cost_no_connection(statement: str) -> None:
+    assert not leaves_prepared(statement)
 
 
 @pytest.mark.anyio

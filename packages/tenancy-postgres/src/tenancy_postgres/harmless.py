@@ -14,11 +14,11 @@ from typing import Final
 __all__ = ["leaves_nothing", "leaves_prepared"]
 
 _READS: Final = re.compile(r"[\s(]*(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
-_UNCLEAR: Final = re.compile(r"[;\\]|--|/\*|\$\w*\$|\bINTO\b", re.IGNORECASE)
-_TEXTS: Final = re.compile(r"'(?:[^']|'')*'")
-_QUOTED: Final = re.compile(r'"(?:[^"]|"")*"')
+_QUOTES: Final = re.compile(r"""('(?:[^']|'')*')|"(?:[^"]|"")*\"""")
+_UNCLEAR: Final = re.compile(r"""[\\'"]|--|/\*|\$\w*\$""")
+_HARMFUL: Final = re.compile(r";|\bINTO\b", re.IGNORECASE)
 _CALLED: Final = re.compile(r"(\.\s*)?([^\W\d][\w$]*)\s*\(")
-_PREPARED: Final = re.compile(r"(?:^|;)\s*(?:PREPARE|DEALLOCATE|DISCARD)\b", re.IGNORECASE)
+_PREPARED: Final = re.compile(r"\b(?:PREPARE|DEALLOCATE|DISCARD)\b", re.IGNORECASE)
 
 _FUNCTIONS: Final = (
     "abs array_agg avg cast ceil ceiling char_length coalesce concat count date_part date_trunc "
@@ -46,12 +46,28 @@ def leaves_nothing(statement: str) -> bool:
     """
     if not _READS.match(statement):
         return False
-    bare = _QUOTED.sub(" unknown", _TEXTS.sub(" ", statement))
-    if _UNCLEAR.search(bare) or "\\" in statement:
+    bare = _without_quotes(statement)
+    if bare is None or _HARMFUL.search(bare):
         return False
     return all(not dot and name.lower() in _KNOWN for dot, name in _CALLED.findall(bare))
 
 
+@lru_cache(maxsize=10_000)
 def leaves_prepared(statement: str) -> bool:
-    """Whether a text makes or drops prepared statements, of which the driver keeps account."""
-    return _PREPARED.search(statement) is not None
+    """Whether a text may make or drop prepared statements, of which the driver keeps account."""
+    if not _PREPARED.search(statement):
+        return False
+    bare = _without_quotes(statement)
+    return bare is None or _PREPARED.search(bare) is not None
+
+
+def _without_quotes(statement: str) -> str | None:
+    """Return a text without what is quoted in it, or None where that cannot be told for sure.
+
+    From left to right in one go: each kind of quotes may stand inside of the other. Whatever makes
+    a quote mean something else, an escape, a comment or a dollar, is left to nobody's guess.
+    """
+    if "\\" in statement:
+        return None
+    bare = _QUOTES.sub(lambda quoted: " " if quoted.group(1) else " unknown", statement)
+    return None if _UNCLEAR.search(bare) else bare
