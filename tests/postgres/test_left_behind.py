@@ -178,15 +178,36 @@ async def test_P1_what_the_driver_was_told_after_a_COMMIT_is_cleaned(
             assert await connection.scalar(probe) == "0"
 
 
+@pytest.mark.parametrize("method", ["fetch", "executemany"])
+async def test_P1_the_driver_is_heard_whatever_its_argument_is_called(
+    postgres_database: PostgresDatabase, method: str
+) -> None:
+    setting = "SELECT pg_catalog.set_config('search_path', {}, false)"
+    async with opened(postgres_database, settings={"schema_mode": "qualified"}) as isolation:
+        acme, beta = await provisioned(isolation, "acme", "beta")
+        async with isolation.connection(acme, read_only=True) as connection:
+            driver = await driver_of(connection)
+            if method == "fetch":
+                await driver.fetch(query=setting.format(f"'{acme.placement.name}'"))
+            else:
+                await driver.executemany(
+                    command=setting.format("$1"), args=[(acme.placement.name,)]
+                )
+        with pytest.raises(DBAPIError, match="does not exist"):
+            async with isolation.connection(beta, read_only=True) as connection:
+                await connection.execute(text("SELECT text FROM notes"))
+
+
+@pytest.mark.parametrize("remark", ["", "/* of the day */ ", "-- of the day\n"])
 async def test_P1_numbers_and_statements_of_one_tenant_are_not_the_nexts(
-    postgres_database: PostgresDatabase,
+    postgres_database: PostgresDatabase, remark: str
 ) -> None:
     async with opened(postgres_database) as isolation:
         acme, beta = await provisioned(isolation, "acme", "beta")
         async with isolation.session(acme) as session:
             session.add(Note(text="acme's"))
             await session.flush()
-            await session.execute(text("PREPARE q AS SELECT 'acme''s secret'"))
+            await session.execute(text(remark + "PREPARE q AS SELECT 'acme''s secret'"))
         for statement in ("SELECT pg_catalog.lastval()", "EXECUTE q"):
             with pytest.raises((DBAPIError, BackendUnavailable), match=r"not yet defined|26000"):
                 async with isolation.session(beta) as session:

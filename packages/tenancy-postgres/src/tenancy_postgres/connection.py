@@ -49,6 +49,9 @@ _UNSURE: Final = frozenset({"", "08", "53", "55", "57", "58", "XX"})
 """Classes of errors that the cleaning behind a COMMIT can have as well: a link, a disk, a
 cancellation. With any other one, of a constraint, a conflict or a trigger, the COMMIT failed."""
 
+_TEXTS: Final = ("query", "command", "table_name")
+"""What the driver's methods call their first argument."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -57,7 +60,7 @@ def _noting(method: F) -> F:
 
     @wraps(method)
     def noted(self: TenantConnection, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - of the method
-        self.note(args[0] if args else options.get("query"))
+        self.note(args[0] if args else next(filter(None, map(options.get, _TEXTS)), None))
         return method(self, *args, **options)
 
     return cast("F", noted)
@@ -203,11 +206,15 @@ class TenantConnection(asyncpg.Connection):
 
     def note(self, statement: object) -> None:
         """Take note of a statement that somebody hands to the driver."""
-        if self._ready and isinstance(statement, str):
-            if not self._used and not leaves_nothing(statement):
-                self._used = True
-            if leaves_prepared(statement):
-                self.spoiled = True
+        if not self._ready:
+            return
+        if not isinstance(statement, str):
+            self._used = True
+            return
+        if not self._used and not leaves_nothing(statement):
+            self._used = True
+        if leaves_prepared(statement):
+            self.spoiled = True
 
     async def clean(self) -> None:
         """Leave nothing of whoever used it; nothing is sent where the last message did so."""
