@@ -12,24 +12,17 @@ import contextlib
 import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from support.postgres import opened
-from support.scoped import rls
+from support.scoped import Base, Line, Note, rls
 from tenancy_core import TenancyConfig
-from tenancy_core.sql import (
-    ConnectionBudget,
-    TenantScoped,
-    tenant_foreign_key,
-    tenant_unique,
-)
+from tenancy_core.sql import ConnectionBudget
 from tenancy_core.testing import make_tenant
 from tenancy_sqlite import SqliteDatabaseIsolation
 
@@ -38,28 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.services.databases import PostgresDatabase
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Note(TenantScoped, Base):
-    __tablename__ = "notes"
-    __table_args__ = (tenant_unique("text"),)
-
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    text: Mapped[str]
-    lines: Mapped[list[Line]] = relationship(viewonly=True)
-
-
-class Line(TenantScoped, Base):
-    __tablename__ = "lines"
-    __table_args__ = (tenant_foreign_key(["note_id"], Note, ondelete="CASCADE"),)
-
-    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
-    note_id: Mapped[int]
-    text: Mapped[str]
 
 
 EXAMPLES = 400 if os.environ.get("TENANCY_TEST_FULL") else 40

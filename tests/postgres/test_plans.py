@@ -79,7 +79,7 @@ async def test_D4_a_transaction_that_is_idle_for_too_long_is_ended(
 ) -> None:
     async with opened(postgres_database, plans=PLANS) as isolation:
         (acme,) = await provisioned(isolation, "acme", plan="dreaming")
-        with pytest.raises(BackendUnavailable):
+        with pytest.raises(BackendUnavailable, match="cannot be used now"):
             async with isolation.session(acme) as session:
                 session.add(Note(text="lost"))
                 await session.flush()

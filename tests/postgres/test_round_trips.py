@@ -21,15 +21,6 @@ pytestmark = pytest.mark.anyio
 ROUNDS = 30
 
 
-async def plain(url: str, statement: Any) -> None:
-    """Do as an application without tenants does, with SQLAlchemy's defaults."""
-    engine = create_async_engine(url, pool_size=1, max_overflow=0)
-    for _ in range(ROUNDS):
-        async with AsyncSession(engine) as session, session.begin():
-            await session.execute(statement)
-    await engine.dispose()
-
-
 async def rotate(isolation: Any, tenants: list[Any], *, read_only: bool = False) -> None:
     for number in range(ROUNDS):
         tenant = tenants[number % len(tenants)]

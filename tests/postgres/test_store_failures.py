@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +43,18 @@ async def create(store: SqlTenantStore, tenant: Tenant, before_commit: Any = Non
             before_commit()
 
 
+@pytest.fixture
+def proxy(
+    postgres_database: PostgresDatabase, chaos_proxy: Callable[..., ChaosProxy]
+) -> ChaosProxy:
+    """Before the server, for the store's role."""
+    return chaos_proxy(postgres_database.control_url)
+
+
 # -- a COMMIT without an answer --------------------------------------------------------------------
 
 
-async def test_A3_a_commit_that_arrived_is_known_to_have_arrived(
-    postgres_database: PostgresDatabase, chaos_proxy: Callable[..., ChaosProxy]
-) -> None:
-    proxy = chaos_proxy(postgres_database.control_url)
+async def test_A3_a_commit_that_arrived_is_known_to_have_arrived(proxy: ChaosProxy) -> None:
     tenant = make_tenant("acme")
     async with store_on(proxy.url) as store:
         await create(store, tenant, lambda: proxy.kill_after(b"COMMIT"))
@@ -57,9 +63,8 @@ async def test_A3_a_commit_that_arrived_is_known_to_have_arrived(
 
 
 async def test_A3_a_commit_that_did_not_arrive_is_an_error_and_nothing_else(
-    postgres_database: PostgresDatabase, chaos_proxy: Callable[..., ChaosProxy]
+    proxy: ChaosProxy,
 ) -> None:
-    proxy = chaos_proxy(postgres_database.control_url)
     tenant = make_tenant("acme")
     async with store_on(proxy.url) as store:
         with pytest.raises(BackendUnavailable, match="nothing was changed"):
@@ -71,12 +76,9 @@ async def test_A3_a_commit_that_did_not_arrive_is_an_error_and_nothing_else(
 
 
 async def test_a_commit_that_cannot_be_read_back_is_unknown(
-    postgres_database: PostgresDatabase,
-    chaos_proxy: Callable[..., ChaosProxy],
-    monkeypatch: pytest.MonkeyPatch,
+    proxy: ChaosProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transaction_module, "_READ_BACK_PAUSE", 0)
-    proxy = chaos_proxy(postgres_database.control_url)
 
     def cut() -> None:
         proxy.kill_after(b"COMMIT")
@@ -91,14 +93,11 @@ async def test_a_commit_that_cannot_be_read_back_is_unknown(
 
 
 async def test_reading_a_commit_back_does_not_wait_for_ever(
-    postgres_database: PostgresDatabase,
-    chaos_proxy: Callable[..., ChaosProxy],
-    monkeypatch: pytest.MonkeyPatch,
+    postgres_database: PostgresDatabase, proxy: ChaosProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server may think that the link is still there, and keep the row locked."""
     monkeypatch.setattr(transaction_module, "_READ_BACK_PAUSE", 0)
     monkeypatch.setattr(transaction_module, "_READ_BACK_PATIENCE", 0.2)
-    proxy = chaos_proxy(postgres_database.control_url)
     tenant = make_tenant("acme")
     async with store_on(proxy.url) as store, postgres_database.connection() as zombie:
         await create(store, make_tenant("beta"))
@@ -207,6 +206,17 @@ async def test_a_look_up_that_a_pooler_gave_up_is_not_asked_again(
 # -- what is told, and what is not -----------------------------------------------------------------
 
 
+NOWHERE = "nowhere.invalid"
+RESOLVE = socket.getaddrinfo
+
+
+def resolve(host: Any, *rest: Any, **more: Any) -> Any:
+    """Resolve a name as the machine does, without asking the network for one that nobody has."""
+    if host in {NOWHERE, NOWHERE.encode()}:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    return RESOLVE(host, *rest, **more)
+
+
 def wrong(url: str, what: str) -> str:
     """Return a URL that leads nowhere."""
     parts = make_url(url)
@@ -214,7 +224,7 @@ def wrong(url: str, what: str) -> str:
         "password": lambda: parts.set(password=f"{parts.password}x"),
         "user": lambda: parts.set(username=f"{parts.username}x"),
         "database": lambda: parts.set(database=f"{parts.database}x"),
-        "host": lambda: parts.set(host="nowhere.invalid"),
+        "host": lambda: parts.set(host=NOWHERE),
         "port": lambda: parts.set(port=1),
         "tls": lambda: parts.set(query={"ssl": "require"}),
         "mode": lambda: parts.set(query={"ssl": "perhaps"}),
@@ -238,12 +248,14 @@ def wrong(url: str, what: str) -> str:
 )
 async def test_X_a_store_that_cannot_be_opened_tells_a_code_and_nothing_of_its_url(
     postgres_database: PostgresDatabase,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     what: str,
     kind: type[TenancyError],
     words: str,
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     url = wrong(postgres_database.control_url, what)
     with pytest.raises(kind, match=words) as caught:
         async with store_on(url):

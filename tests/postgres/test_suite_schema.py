@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+from sqlalchemy import column, literal_column, select, table, update
 
 from support.services.databases import fresh_database
 from tenancy_core import TenancyConfig
@@ -94,10 +95,10 @@ class SchemaSuite(IsolationSuite):
         return LEAVINGS
 
     def attacks(self, victim: Tenant) -> Sequence[Sequence[str]]:
-        place = f'"{victim.placement.name}".tenancy_suite_notes'
+        notes = table(TABLE, column("text"), schema=victim.placement.name)
         return (
-            (f"SELECT text FROM {place}",),  # noqa: S608 - ours
-            (f"UPDATE {place} SET text = 'taken'",),  # noqa: S608 - ours
+            (str(select(notes.c.text)),),
+            (str(update(notes).values(text=literal_column("'taken'"))),),
             (f'SET LOCAL search_path = "{victim.placement.name}"', f"TABLE {TABLE}"),
         )
 

@@ -105,7 +105,7 @@ async def test_a_server_without_tls_is_refused_where_it_is_required(
     postgres_database: PostgresDatabase, mode: str
 ) -> None:
     query = {"ssl": mode} | ({"sslrootcert": "system"} if mode != "require" else {})
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(BackendUnavailable, match="ConnectionError"):
         async with opened(postgres_database, url=with_query(postgres_database.app_url, **query)):
             pass
 
@@ -135,7 +135,7 @@ async def test_a_mode_that_does_not_exist_is_told_with_those_that_do(
 
 async def test_two_modes_that_disagree_are_refused(postgres_database: PostgresDatabase) -> None:
     url = with_query(postgres_database.app_url, ssl="require", sslmode="disable")
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match="does not exist, or two"):
         async with opened(postgres_database, url=url):
             pass
 

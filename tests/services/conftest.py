@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.services.fixtures import wanted
 from support.services.mysql import MySQL
 from support.services.pgbouncer import PgBouncer
 from support.services.postgres import Postgres
 from support.services.redis import Redis
-from support.services.settings import SERVICES, skipped
+from support.services.settings import SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,8 +61,7 @@ KINDS = (*SERVICES, "pgbouncer_that_prepares")
 def make(kind: str, request: pytest.FixtureRequest) -> Server:
     """Make a server of our own, whatever the machine has."""
     service = kind.partition("_")[0]
-    if service in skipped():
-        pytest.skip(f"TENANCY_TEST_SKIP names {service}")
+    wanted(service)
     if service == "pgbouncer":
         prepared = 10 if kind != service else 0
         postgres = request.getfixturevalue("postgres_server")

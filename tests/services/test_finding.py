@@ -15,8 +15,9 @@ from support.services.apt import from_apt
 from support.services.binaries import NEEDED, Binaries
 from support.services.copies import reachable
 from support.services.errors import ServiceUnavailableError
-from support.services.external import external
+from support.services.external import External, external
 from support.services.finding import find
+from support.services.fixtures import wanted
 from support.services.identity import Identity, server_identity
 from support.services.installed import installed
 from support.services.pgbouncer import PREPARES_FROM
@@ -27,6 +28,7 @@ from support.services.redis import Redis
 from support.services.settings import SERVICES, skipped
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
 
 
@@ -145,7 +147,7 @@ def test_half_of_the_programs_is_not_enough(
 def test_what_is_on_the_path_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = fake_programs("pgbouncer", tmp_path / "somewhere")
     monkeypatch.setenv("PATH", f"/nowhere:{folder}")
-    assert installed().path("pgbouncer").parent in {folder, Path("/usr/sbin"), Path("/usr/bin")}
+    assert installed().path("pgbouncer").parent == folder
 
 
 def test_the_wheels_are_complete() -> None:
@@ -161,6 +163,14 @@ def test_redis_runs_from_its_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None
     with Redis(binaries=reachable(found, "redis")) as server, server.connect() as connection:
         assert server.answers(connection)
+
+
+def test_what_the_machine_says_elsewhere_does_not_reach_a_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("PGOPTIONS", "PGPORT", "LD_PRELOAD", "MYSQL_HOME"):
+        monkeypatch.setenv(name, "of the machine")
+    assert "of the machine" not in Binaries("somewhere", ()).environment.values()
 
 
 # --- versions -----------------------------------------------------------------------------------
@@ -291,6 +301,17 @@ def test_as_root_what_nobody_can_run_is_an_error(tmp_path: Path) -> None:
         reachable(Binaries("a home", (folder,), folder), "redis")
 
 
+def test_without_another_user_programs_are_used_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that only we can reach: the servers run as who runs the tests."""
+    monkeypatch.setattr(copies, "server_identity", Identity)
+    folder = fake_programs("redis", tmp_path / "home")
+    folder.chmod(0o700)
+    programs = Binaries("a home", (folder,), folder)
+    assert reachable(programs, "redis") is programs
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
 def test_as_root_what_can_be_reached_is_not_copied() -> None:
     system = Binaries("the system", (Path("/bin"),))
@@ -343,6 +364,13 @@ def test_a_url_that_leads_nowhere_is_an_error_that_does_not_print_it(
 
 def test_a_url_without_a_variable_is_nobody() -> None:
     assert external("mysql") is None
+
+
+def test_the_address_of_somebody_elses_server_may_be_one_of_the_sixth_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = "postgresql+asyncpg://me:secret@[::1]:5433/shop"
+    assert External("postgres", url).url() == url
 
 
 def test_a_server_of_somebody_else_can_be_used_and_not_harmed(
@@ -444,7 +472,7 @@ def test_lists_are_fetched_where_there_are_none_or_old_ones(fake_apt: Callable[.
 
 def test_what_was_half_unpacked_is_not_used(fake_apt: Callable[..., Path]) -> None:
     fake_apt(unpack='mkdir -p "$3/usr/sbin"; exit 1')
-    with pytest.raises(Exception, match="dpkg-deb"):
+    with pytest.raises(ServiceUnavailableError, match=r"dpkg-deb .* status 1"):
         from_apt("pgbouncer")
     fake_apt()
     assert from_apt("pgbouncer").complete("pgbouncer")
@@ -471,12 +499,11 @@ def test_without_apt_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         from_apt("pgbouncer")
 
 
-@pytest.mark.skipif(not shutil.which("apt-get"), reason="a machine of another kind")
+@pytest.mark.skipif(not shutil.which("apt-get"), reason="apt-get is not on this machine")
 def test_pgbouncer_comes_from_the_real_apt_and_the_second_time_from_the_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if "pgbouncer" in skipped():
-        pytest.skip("TENANCY_TEST_SKIP names pgbouncer")
+    wanted("pgbouncer")
     found = from_apt("pgbouncer")  # in the cache of all runs: the network is needed once
     stub = tmp_path / "apt-get"
     stub.write_text("#!/bin/sh\nexit 1\n")
@@ -688,12 +715,10 @@ def test_what_fails_for_want_of_lists_says_both(
     assert str(caught.value) == "apt-get update: E: 404; apt-get install: E: no pgbouncer"
 
 
-@pytest.mark.skipif(not shutil.which("apt-get"), reason="a machine of another kind")
 def test_a_pgbouncer_that_prepares_is_found_and_the_second_time_without_apt(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if "pgbouncer" in skipped():
-        pytest.skip("TENANCY_TEST_SKIP names pgbouncer")
+    wanted("pgbouncer")
     monkeypatch.setattr(finding, "reachable", reachable)
     found = find("pgbouncer", PREPARES_FROM)  # in the cache of all runs
     assert found.version("pgbouncer") >= PREPARES_FROM
@@ -707,11 +732,11 @@ def test_a_pgbouncer_that_prepares_is_found_and_the_second_time_without_apt(
 
 
 def test_two_processes_ask_apt_once(
-    fake_apt: Callable[..., Path], python: Callable[..., object], tmp_path: Path
+    fake_apt: Callable[..., Path], python: Callable[[str], subprocess.Popen[str]]
 ) -> None:
     log = fake_apt(download="sleep 0.3; touch a.deb")
     program = "from support.services.apt import from_apt; print(from_apt('pgbouncer').source)"
     started = [python(program) for _ in range(2)]
-    answers = {process.communicate(timeout=60)[0] for process in started}  # type: ignore[attr-defined]
+    answers = {process.communicate(timeout=60)[0] for process in started}
     assert answers == {"packages that apt-get downloaded\n"}
     assert asked(log) == ["install", "download"]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,18 +16,23 @@ import pytest
 
 import support.services.server as server_module
 from support.services.errors import StartError
+from support.services.fixtures import wanted
 from support.services.identity import server_identity
+from support.services.mysql import MySQL
 from support.services.observing import (
+    listening,
     shared_memories,
     shared_memory,
     state_of,
     user_of,
     wait_for,
 )
+from support.services.pgbouncer import PgBouncer
 from support.services.ports import LOOPBACK, free_port
 from support.services.postgres import Postgres
 from support.services.redis import Redis
-from support.services.supervisor import descendants
+from support.services.supervised import Supervised
+from support.services.supervisor import descendants, kill_below
 
 if TYPE_CHECKING:
     from support.services.server import Server
@@ -100,7 +106,11 @@ def test_a_paused_server_keeps_connections_and_answers_when_it_goes_on(any_serve
                 pass
 
 
-def test_a_paused_server_can_be_stopped_and_closed(any_server: Server) -> None:
+def test_a_paused_server_can_be_stopped_and_closed(
+    any_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is woken for that, and not killed once patience is at its end."""
+    monkeypatch.setattr(Supervised, "kill", lambda _: pytest.fail("it had to be killed"))
     any_server.start()
     any_server.pause()
     any_server.stop()
@@ -132,7 +142,29 @@ def test_somebody_else_on_the_port_is_not_taken_for_the_server(
     server.close()
 
 
+def test_what_it_wrote_at_an_earlier_start_is_no_sign_of_this_one() -> None:
+    """Else somebody who took its port while it was stopped, and answers, would be taken for it."""
+    wanted("redis")
+    with Redis() as server:
+        server.stop()
+        with socket.create_server((server.host, server.port)) as stranger:
+
+            def answer() -> None:
+                with suppress(OSError):
+                    while True:
+                        with stranger.accept()[0] as client:
+                            client.recv(99)
+                            client.sendall(b"+OK\r\n+PONG\r\n")
+
+            threading.Thread(target=answer, daemon=True).start()
+            assert serves(server)
+            with pytest.raises(StartError, match="Address already in use"):
+                server.start()
+            stranger.shutdown(socket.SHUT_RDWR)
+
+
 def test_an_error_at_start_ends_with_the_log() -> None:
+    wanted("redis")
     server = Redis(options={"maxmemory-policy": "no-such-policy"})
     with pytest.raises(StartError, match=r"(?s)redis from .* ended with status 1 .*no-such-policy"):
         server.start()
@@ -143,6 +175,7 @@ def test_an_error_at_start_ends_with_the_log() -> None:
 def test_a_program_that_cannot_be_run_is_an_error_with_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    wanted("redis")
     server = Redis()
     monkeypatch.setattr(server, "command", lambda: ["/no/such/program"])
     with pytest.raises(StartError, match=r"(?s)ended with status 127 .*/no/such/program"):
@@ -152,6 +185,7 @@ def test_a_program_that_cannot_be_run_is_an_error_with_its_name(
 
 @pytest.mark.parametrize("options", [{"maxmemory": "7mb"}])
 def test_options_reach_the_server(options: dict[str, str]) -> None:
+    wanted("redis")
     with Redis(options=options) as server, server.connect() as connection:
         assert server.answers(connection)
         connection.sendall(b"CONFIG GET maxmemory\r\n")
@@ -170,7 +204,40 @@ def test_children_whose_parent_was_killed_are_killed_as_well(postgres_victim: Po
     assert [state_of(process) for process in processes] == [None] * len(processes)
 
 
+def test_nobody_is_killed_before_all_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one of them would see another die, and tell its clients or its log."""
+    sent: list[int] = []
+    send = os.kill
+
+    def note(process: int, number: int) -> None:
+        sent.append(number)
+        send(process, number)
+
+    monkeypatch.setattr(os, "kill", note)
+    with subprocess.Popen(["/bin/sh", "-c", "sleep 60 & sleep 60 & wait"]) as shell:
+        wait_for(lambda: len(descendants(shell.pid)) == 2, "the start of both")
+        kill_below(shell.pid)
+        shell.wait(60)
+    assert sent == [signal.SIGSTOP] * 2 + [signal.SIGKILL] * 2
+
+
+def test_an_interrupt_of_the_tests_is_not_one_of_who_looks_after_servers() -> None:
+    """Else ^C would end them before the last test has."""
+    wanted("redis")
+    with Redis() as server:
+        assert server._process is not None
+        supervisor = server._process._supervisor.pid
+        janitors = [one for one in descendants(os.getpid()) if b"janitor.py" in words_of(one)]
+        assert janitors
+        assert os.getsid(0) not in {os.getsid(one) for one in (supervisor, *janitors)}
+
+
+def words_of(process: int) -> bytes:
+    return Path(f"/proc/{process}/cmdline").read_bytes()
+
+
 def test_a_server_outlives_the_thread_that_started_it() -> None:
+    wanted("redis")
     server = Redis()
     thread = threading.Thread(target=server.start)
     thread.start()
@@ -191,14 +258,14 @@ def test_servers_never_run_as_root(running_server: Server) -> None:
 
 
 def test_only_the_loopback_can_reach_a_server(running_server: Server) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing; says which address would be used
-        except OSError:
-            pytest.skip("this machine has no address but the loopback")
-        address = probe.getsockname()[0]
-    with pytest.raises(OSError, match=r"refused|unreachable|timed out"):
-        socket.create_connection((address, running_server.port), 5)
+    """As the kernel has it: no socket of any of its processes is bound to another address."""
+    found = listening(tree_of(running_server))
+    assert found == {(LOOPBACK, running_server.port)}
+
+
+def test_a_socket_on_another_address_is_seen() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as other:
+        assert other.getsockname() in listening([os.getpid()])
 
 
 def test_paths_are_short_enough_for_unix_sockets(running_server: Server) -> None:
@@ -244,6 +311,9 @@ def tests_process(
     """Start servers in another process; returns it, its folder and their processes."""
 
     def start(body: str) -> tuple[subprocess.Popen[str], Path, list[int]]:
+        for kind in (Postgres, MySQL, Redis, PgBouncer):
+            if f"{kind.__name__}(" in body:
+                wanted(kind.service)
         process = python(PROGRAM.format(body=body))
         assert process.stdout is not None
         folder, *pids = process.stdout.readline().split()
@@ -304,6 +374,7 @@ class Child: pid = child
 
 def test_a_server_dies_with_its_supervisor() -> None:
     """The death signal is what remains; setuid must not have taken it away."""
+    wanted("redis")
     server = Redis()
     server.start()
     assert server._process is not None

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from support.services.fixtures import wanted
 from support.services.mysql import MySQL
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def test_mysql_keeps_what_was_committed_over_a_crash(mysql_victim: MySQL) -> Non
 
 
 def test_settings_reach_mysql() -> None:
+    wanted("mysql")
     with MySQL(options={"max-connections": 13}) as server:
         assert query(server, "SELECT @@max_connections").stdout.strip() == "13"
 

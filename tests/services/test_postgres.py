@@ -10,8 +10,10 @@ import pytest
 
 from support.services.certificates import make_certificates
 from support.services.databases import create_database
+from support.services.fixtures import wanted
 from support.services.observing import shared_memories, shared_memory
 from support.services.postgres import Postgres
+from support.services.shared_memory import remove_segment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +29,7 @@ async def connect(server: Postgres, **options: Any) -> asyncpg.Connection:
 
 
 async def test_settings_reach_the_server() -> None:
+    wanted("postgres")
     settings = {"max_connections": 17, "max_prepared_transactions": 3, "lock_timeout": "7s"}
     with Postgres(config=settings) as server:
         connection = await connect(server)
@@ -88,10 +91,12 @@ async def test_passwords_are_asked_for_and_go_by_scram(postgres_victim: Postgres
 
 async def test_contrib_is_there(postgres_database: PostgresDatabase) -> None:
     await postgres_database.admin("CREATE EXTENSION btree_gist")
-    assert await postgres_database.fetchval("SELECT 1") == 1
+    # Its library is loaded when one of its functions runs.
+    assert await postgres_database.fetchval("SELECT int4_dist(3, 7)") == 4
 
 
 def test_a_killed_server_leaves_no_shared_memory() -> None:
+    wanted("postgres")
     server = Postgres()
     server.start()
     segment = shared_memory(server.folder / "data")
@@ -99,6 +104,14 @@ def test_a_killed_server_leaves_no_shared_memory() -> None:
     assert segment in shared_memories()
     server.close()
     assert segment not in shared_memories()
+
+
+def test_shared_memory_that_is_in_use_is_not_removed(postgres_victim: Postgres) -> None:
+    """A number in an old file may be another server's by now."""
+    data = postgres_victim.folder / "data"
+    segment = shared_memory(data)
+    remove_segment((data / "postmaster.pid").read_text())
+    assert segment in shared_memories()
 
 
 # --- TLS ----------------------------------------------------------------------------------------
@@ -128,6 +141,7 @@ async def test_another_authority_does_not_vouch_for_the_server(
 
 
 async def test_where_tls_is_offered_both_ways_work(certificates: Certificates) -> None:
+    wanted("postgres")
     with Postgres(certificates=certificates) as server:
         for context, encrypted in ((False, False), (certificates.client_context(), True)):
             connection = await connect(server, ssl=context)

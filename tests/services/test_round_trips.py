@@ -194,10 +194,14 @@ async def test_every_round_trip_takes_longer_by_what_is_asked_for(
 
     usual = statistics.median(await times())
     counter.round_trip_delay = delay
-    slow = await times()
-    assert min(slow) > delay
-    # What a busy machine adds is not the proxy's: the fastest quarter shows what it does itself.
-    assert statistics.quantiles(slow, n=4)[0] - usual < delay + 0.002
+    # What a busy machine adds is not the proxy's: the fastest quarter of a stretch in which the
+    # machine was quiet shows what it does itself.
+    quarters: list[float] = []
+    while not quarters or (len(quarters) < 20 and min(quarters) - usual >= delay + 0.002):
+        slow = await times()
+        assert min(slow) > delay
+        quarters.append(statistics.quantiles(slow, n=4)[0])
+    assert min(quarters) - usual < delay + 0.002
     counter.round_trip_delay = 0
     assert min(await times()) < delay
 

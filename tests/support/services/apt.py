@@ -171,7 +171,13 @@ def _unpack(apt: _Apt, packages: Sequence[str], folder: Path) -> None:
             package,
             root,
         ]
-        subprocess.run(unpack, check=True, timeout=WITHIN)
+        try:
+            subprocess.run(unpack, check=True, timeout=WITHIN)
+        except subprocess.SubprocessError as error:
+            status = getattr(error, "returncode", "no")
+            raise ServiceUnavailableError(
+                f"dpkg-deb of {package.name} ended with status {status}"
+            ) from error
 
 
 @contextmanager

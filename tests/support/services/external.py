@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, ClassVar, Final
-from urllib.parse import quote, unquote, urlsplit
+from typing import ClassVar, Final
+from urllib.parse import unquote, urlsplit
 
 from support.services.errors import ServiceUnavailableError
 from support.services.settings import url_of, url_variable
+from support.services.urls import DRIVERS, written
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-DRIVERS: Final[Mapping[str, str]] = {
-    "postgres": "postgresql+asyncpg",
-    "pgbouncer": "postgresql+asyncpg",
-    "mysql": "mysql+aiomysql",
-    "redis": "redis",
-}
 ANSWERS_WITHIN: Final = 10.0
 
 
@@ -49,10 +41,9 @@ class External:
         driver: str | None = None,
     ) -> str:
         """Return the URL, for another user or database if these are named."""
-        name, secret = (user, password or "") if user else (self.user, self.password)
-        login = f"{quote(name, safe='')}:{quote(secret, safe='')}@" if name or secret else ""
-        place = quote(str(self.database if database is None else database), safe="")
-        return f"{driver or DRIVERS[self.service]}://{login}{self.host}:{self.port}/{place}"
+        login = (user, password or "") if user else (self.user, self.password)
+        place = str(self.database if database is None else database)
+        return written(driver or DRIVERS[self.service], login, (self.host, self.port), place)
 
     def check(self) -> None:
         """See whether anybody listens.

@@ -42,8 +42,16 @@ def pytest_configure() -> None:
         raise pytest.UsageError(str(error)) from None
 
 
-def serve(server: Callable[[], AnyServer]) -> Iterator[AnyServer]:
-    """Run a server for a fixture."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what this run did without, however quiet it is and whatever it calls the rest."""
+    if without := ", ".join(sorted(skipped())):
+        terminalreporter.section("services")
+        terminalreporter.line(f"{SKIP} is set: whatever needs {without} was not tested.")
+
+
+def own(service: str, server: Callable[[], AnyServer]) -> Iterator[AnyServer]:
+    """Run a server for a fixture, unless this run does without the service."""
+    wanted(service)
     with ExitStack() as stack:
         try:
             running = server()
@@ -52,6 +60,15 @@ def serve(server: Callable[[], AnyServer]) -> Iterator[AnyServer]:
         except ServiceUnavailableError as error:
             pytest.fail(str(error), pytrace=False)
         yield running
+
+
+def shared(service: str, server: Callable[[], AnyServer]) -> Iterator[AnyServer | External]:
+    """Run a server for a fixture, or use the one that somebody else runs."""
+    wanted(service)
+    if found := elsewhere(service):
+        yield found
+    else:
+        yield from own(service, server)
 
 
 def wanted(service: str) -> None:
@@ -71,18 +88,13 @@ def elsewhere(service: str) -> External | None:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Postgres | External]:
     """The PostgreSQL that the tests of this process share."""
-    wanted("postgres")
-    if found := elsewhere("postgres"):
-        yield found
-    else:
-        yield from serve(Postgres)
+    yield from shared("postgres", Postgres)
 
 
 @pytest.fixture
 def postgres_victim() -> Iterator[Postgres]:
     """A PostgreSQL of this test's own, to be killed, paused and restarted."""
-    wanted("postgres")
-    yield from serve(Postgres)
+    yield from own("postgres", Postgres)
 
 
 @pytest.fixture
@@ -118,11 +130,7 @@ def pgbouncer(postgres_server: Postgres | External) -> Iterator[Callable[..., An
 @pytest.fixture(scope="session")
 def pgbouncer_server(postgres_server: Postgres | External) -> Iterator[PgBouncer | External]:
     """A PgBouncer in transaction mode before the shared PostgreSQL, shared as well."""
-    wanted("pgbouncer")
-    if found := elsewhere("pgbouncer"):
-        yield found
-    else:
-        yield from serve(partial(PgBouncer, postgres_server))
+    yield from shared("pgbouncer", partial(PgBouncer, postgres_server))
 
 
 @pytest.fixture(scope="session")
@@ -137,42 +145,31 @@ def postgres_tls_server(certificates: Certificates) -> Iterator[Postgres]:
 
     ``.certificates.client_context()`` is what a client needs to trust it.
     """
-    wanted("postgres")
-    yield from serve(partial(Postgres, certificates=certificates, only_tls=True))
+    yield from own("postgres", partial(Postgres, certificates=certificates, only_tls=True))
 
 
 @pytest.fixture(scope="session")
 def mysql_server() -> Iterator[MySQL | External]:
     """The MariaDB that the tests of this process share."""
-    wanted("mysql")
-    if found := elsewhere("mysql"):
-        yield found
-    else:
-        yield from serve(MySQL)
+    yield from shared("mysql", MySQL)
 
 
 @pytest.fixture
 def mysql_victim() -> Iterator[MySQL]:
     """A MariaDB of this test's own, to be killed, paused and restarted."""
-    wanted("mysql")
-    yield from serve(MySQL)
+    yield from own("mysql", MySQL)
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[Redis | External]:
     """The Redis that the tests of this process share."""
-    wanted("redis")
-    if found := elsewhere("redis"):
-        yield found
-    else:
-        yield from serve(Redis)
+    yield from shared("redis", Redis)
 
 
 @pytest.fixture
 def redis_victim() -> Iterator[Redis]:
     """A Redis of this test's own, to be killed, paused and restarted."""
-    wanted("redis")
-    yield from serve(Redis)
+    yield from own("redis", Redis)
 
 
 @pytest.fixture

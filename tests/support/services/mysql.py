@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import secrets
 from typing import TYPE_CHECKING, ClassVar, Final
-from urllib.parse import quote
 
-from support.services.server import Server
+from support.services.server import SqlServer
 from support.services.templates import unpack
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from support.services.binaries import Binaries
 
 USER: Final = "tenancy"
-DRIVER: Final = "mysql+aiomysql"
 HANDSHAKE: Final = 10
 """First byte of the greeting; an error (255) comes while it refuses connections."""
 
@@ -33,7 +31,7 @@ FAST: Final = (
 )
 
 
-class MySQL(Server):
+class MySQL(SqlServer):
     """A MariaDB with one user, who may do everything and comes by TCP with a password.
 
     Args:
@@ -42,6 +40,7 @@ class MySQL(Server):
     """
 
     service: ClassVar = "mysql"
+    database: ClassVar = ""
     ready: ClassVar = b"ready for connections"
 
     def __init__(
@@ -54,21 +53,6 @@ class MySQL(Server):
         self.user = USER
         self.password = secrets.token_urlsafe(12)
         self._options = dict(options or {})
-
-    def url(
-        self,
-        *,
-        user: str | None = None,
-        password: str | None = None,
-        database: str = "",
-        driver: str = DRIVER,
-    ) -> str:
-        """Return the URL of a user; the one who may do everything if nobody is named."""
-        name, secret = (user, password or "") if user else (self.user, self.password)
-        return (
-            f"{driver}://{quote(name, safe='')}:{quote(secret, safe='')}"
-            f"@{self.host}:{self.port}/{quote(database, safe='')}"
-        )
 
     def prepare(self) -> None:
         """Unpack the system's tables, which were made once on this machine."""

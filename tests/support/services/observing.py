@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
 WITHIN: Final = 60.0
+LISTEN: Final = "0A"
+"""State of a socket that accepts, as ``/proc/net/tcp`` prints it; see proc_net_tcp in the kernel's
+documents."""
 
 
 def state_of(process: int) -> str | None:
@@ -28,6 +34,36 @@ def state_of(process: int) -> str | None:
 def user_of(process: int) -> int:
     """Return the user id as which a process runs."""
     return Path(f"/proc/{process}").stat().st_uid
+
+
+def listening(processes: Iterable[int]) -> set[tuple[str, int]]:
+    """Address and port of every TCP socket on which one of these processes listens."""
+    sockets = {
+        link.removeprefix("socket:[").removesuffix("]")
+        for process in processes
+        for link in _open_files(process)
+        if link.startswith("socket:")
+    }
+    found = set()
+    for table in Path("/proc/net").glob("tcp*"):  # without tcp6 where the kernel does without
+        for line in table.read_text().splitlines()[1:]:
+            _, local, _, state, _, _, _, _, _, inode, *_ = line.split()
+            if state == LISTEN and inode in sockets:
+                address, _, port = local.partition(":")
+                found.add((_address(address), int(port, 16)))
+    return found
+
+
+def _open_files(process: int) -> Iterator[str]:
+    for number in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            yield str(number.readlink())
+
+
+def _address(text: str) -> str:
+    """Read an address as the kernel prints it: words of four bytes in the machine's order."""
+    words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
+    return str(ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words)))
 
 
 def shared_memory(data: Path) -> tuple[str, str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import signal
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
-from urllib.parse import quote
 
 from support.services.errors import ServiceUnavailableError
 from support.services.finding import find
-from support.services.postgres import DRIVER, asks_for_password
-from support.services.server import Server
+from support.services.postgres import asks_for_password
+from support.services.server import SqlServer
 
 if TYPE_CHECKING:
     import socket
@@ -27,12 +26,13 @@ SIGTERM_WAITS_FROM: Final = (1, 23)
 """The version from which SIGTERM waits for the clients to go."""
 
 
-class PgBouncer(Server):
+class PgBouncer(SqlServer):
     """A PgBouncer in front of a PostgreSQL, for all of its databases and roles.
 
     The superuser's password is in its user list. Every other role is looked up when it comes, so
     that roles made later (a login per tenant) can log in as well: by SCRAM, whose secret PgBouncer
-    uses again towards the server.
+    uses again towards the server. The superuser is the admin as well, whose console is the database
+    ``pgbouncer``.
 
     Args:
         postgres: What it stands before; its user has to be a superuser.
@@ -47,6 +47,7 @@ class PgBouncer(Server):
     """
 
     service: ClassVar = "pgbouncer"
+    database: ClassVar = "postgres"
     ready: ClassVar = b"process up"
     stop_signal = signal.SIGTERM
     last_words = signal.SIGTERM
@@ -81,24 +82,6 @@ class PgBouncer(Server):
         }
         self._max_prepared_statements = max_prepared_statements
         self._further = dict(options or {})
-
-    def url(
-        self,
-        *,
-        user: str | None = None,
-        password: str | None = None,
-        database: str = "postgres",
-        driver: str = DRIVER,
-    ) -> str:
-        """Return the URL of a user; the superuser if nobody is named, who also is the admin.
-
-        The admin's console is the database ``pgbouncer``.
-        """
-        name, secret = (user, password or "") if user else (self.user, self.password)
-        return (
-            f"{driver}://{quote(name, safe='')}:{quote(secret, safe='')}"
-            f"@{self.host}:{self.port}/{quote(database, safe='')}"
-        )
 
     @cached_property
     def version(self) -> tuple[int, int]:

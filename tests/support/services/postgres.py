@@ -7,9 +7,8 @@ import secrets
 import signal
 import struct
 from typing import TYPE_CHECKING, ClassVar, Final
-from urllib.parse import quote
 
-from support.services.server import Server
+from support.services.server import SqlServer
 from support.services.shared_memory import remove_segment
 from support.services.templates import unpack
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from support.services.certificates import Certificates
 
 SUPERUSER: Final = "postgres"
-DRIVER: Final = "postgresql+asyncpg"
 
 # Nothing here has to survive a power cut of the machine. What was committed does survive the death
 # of the server, as the kernel has it; with synchronous_commit off, it would not.
@@ -39,7 +37,7 @@ FAST: Final[Mapping[str, object]] = {
 }
 
 
-class Postgres(Server):
+class Postgres(SqlServer):
     """A PostgreSQL that takes passwords by SCRAM only, and knows one user, a superuser.
 
     Args:
@@ -50,6 +48,7 @@ class Postgres(Server):
     """
 
     service: ClassVar = "postgres"
+    database: ClassVar = "postgres"
     ready: ClassVar = b"ready to accept connections"
     stop_signal = signal.SIGINT  # "fast": it does not wait for its clients
     last_words = signal.SIGQUIT  # "immediate": no checkpoint, but shared memory goes
@@ -68,21 +67,6 @@ class Postgres(Server):
         self.certificates = certificates
         self._only_tls = only_tls
         self._config = dict(config or {})
-
-    def url(
-        self,
-        *,
-        user: str | None = None,
-        password: str | None = None,
-        database: str = "postgres",
-        driver: str = DRIVER,
-    ) -> str:
-        """Return the URL of a user, who is the superuser if nobody is named."""
-        name, secret = (user, password or "") if user else (self.user, self.password)
-        return (
-            f"{driver}://{quote(name, safe='')}:{quote(secret, safe='')}"
-            f"@{self.host}:{self.port}/{quote(database, safe='')}"
-        )
 
     def prepare(self) -> None:
         """Unpack a cluster that ``initdb`` made once on this machine."""

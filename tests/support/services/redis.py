@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets
 import signal
 from typing import TYPE_CHECKING, ClassVar, Final
-from urllib.parse import quote
 
 from support.services.server import Server
+from support.services.urls import DRIVERS, written
 
 if TYPE_CHECKING:
     import socket
@@ -43,9 +43,10 @@ class Redis(Server):
         self.password = secrets.token_urlsafe(12)
         self._options = dict(options or {})
 
-    def url(self, *, database: int = 0, driver: str = "redis") -> str:
+    def url(self, *, database: int = 0, driver: str = DRIVERS["redis"]) -> str:
         """Return the URL of one of its databases."""
-        return f"{driver}://:{quote(self.password, safe='')}@{self.host}:{self.port}/{database}"
+        login, address = (self.user, self.password), (self.host, self.port)
+        return written(driver, login, address, str(database))
 
     def prepare(self) -> None:
         """Nothing has to be made before it starts."""

@@ -14,6 +14,7 @@ from support.services.finding import find
 from support.services.places import new_folder
 from support.services.ports import LOOPBACK, free_port
 from support.services.supervised import Supervised
+from support.services.urls import DRIVERS, written
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,3 +202,26 @@ class Server(ABC):
 
     def _failure(self, what: str) -> str:
         return f"{self.service} from {self.binaries.source} {what}. Its log ends:\n{self.log}"
+
+
+class SqlServer(Server):
+    """A server with users, who log in to one of its databases."""
+
+    user: str
+    """Who may do everything."""
+    password: str
+    database: ClassVar[str]
+    """Where a URL leads if nobody says."""
+
+    def url(
+        self,
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        database: str | None = None,
+        driver: str | None = None,
+    ) -> str:
+        """Return the URL of a user; the one who may do everything if nobody is named."""
+        login = (user, password or "") if user else (self.user, self.password)
+        place = self.database if database is None else database
+        return written(driver or DRIVERS[self.service], login, (self.host, self.port), place)

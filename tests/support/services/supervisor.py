@@ -108,7 +108,7 @@ def _start(order: dict[str, Any]) -> int:
         # After setuid, which takes it away; and then look whether the parent died before it.
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == supervisor:
-            os.execve(order["command"][0], order["command"], order["environment"])  # noqa: S606
+            os.execve(order["command"][0], order["command"], order["environment"])  # noqa: S606 - no shell, and a program of ours
     except BaseException as error:  # noqa: BLE001 - the child must not return into the parent's code
         os.write(2, f"{order['command'][0]}: {error}\n".encode())
     os._exit(127)
