@@ -296,6 +296,23 @@ async def test_a_COMMIT_whose_answer_was_lost_is_unknown(
         assert await texts(isolation, acme) == (["perhaps"] if delivered else [])
 
 
+@pytest.mark.parametrize("kind", ["session", "connection"])
+async def test_a_COMMIT_whose_answer_is_late_is_unknown(
+    postgres_database: PostgresDatabase, chaos_proxy: Callable[..., ChaosProxy], kind: str
+) -> None:
+    """The driver gives up waiting, and still believes that the transaction is open."""
+    proxy = chaos_proxy(postgres_database.app_url)
+    async with opened(postgres_database, url=f"{proxy.url}?command_timeout=1") as isolation:
+        (acme,) = await provisioned(isolation, "acme")
+        assert await texts(isolation, acme) == []
+        with pytest.raises(CommitUnknown):
+            async with getattr(isolation, kind)(acme) as held:
+                await held.execute(insert(Note).values(text="written"))
+                proxy.latency_to_client = 5
+        proxy.latency_to_client = 0
+        assert await texts(isolation, acme) == ["written"]
+
+
 @pytest.mark.parametrize("pooled", [False, True])
 async def test_a_COMMIT_that_is_refused_says_why(
     postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer], pooled: bool

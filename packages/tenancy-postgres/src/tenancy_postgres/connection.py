@@ -170,12 +170,15 @@ class TenantConnection(asyncpg.Connection):
     async def _was_committed(self, error: Exception, mark: str) -> bool:
         code = getattr(error, "sqlstate", None) or ""
         if not self.is_closed():
-            if self.is_in_transaction():
+            # What the driver believes is as old as the last answer, and a time-out is none.
+            answered = not isinstance(error, OSError)
+            if answered and self.is_in_transaction():
                 return False
             if not self.pooled:
                 with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                    return bool(await super().fetchval(_COMMITTED) == mark)
-            elif code[:2] not in _UNSURE:
+                    found = await super().fetchval(_COMMITTED)
+                    return bool(found == mark) and not self.is_in_transaction()
+            elif answered and code[:2] not in _UNSURE:
                 return False
         raise CommitUnknown(
             f"The connection was lost while a transaction was committed ({type(error).__name__}): "
