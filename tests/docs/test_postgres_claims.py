@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 from sqlalchemy import MetaData, Table, Text, select, text
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.schema import Column
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from support.services.chaos import ChaosProxy
     from support.services.databases import PostgresDatabase
+    from support.services.pgbouncer import PgBouncer
     from support.services.postgres import Postgres
     from support.services.round_trips import RoundTripCounter
     from tenancy_core.tenant import Tenant
@@ -230,14 +232,15 @@ ONE: dict[str, Any] = {"database_pool_size": 1, "max_database_connections": 3}
 
 
 @pytest.mark.parametrize("kind", ["schema", "rls"])
+@pytest.mark.parametrize("prepare", ["{}", "DO $$ BEGIN EXECUTE '{}'; END $$"])
 async def test_P1_a_statement_that_was_prepared_by_hand_goes_with_its_connection(
-    postgres_database: PostgresDatabase, kind: str
+    postgres_database: PostgresDatabase, kind: str, prepare: str
 ) -> None:
     opening = schemas if kind == "schema" else scoped.two_tenants
     async with opening(postgres_database, **ONE) as (isolation, acme, beta):
         async with isolation.session(acme) as session:
             first = await session.scalar(PID)
-            await session.execute(text("PREPARE mine AS SELECT text FROM notes"))
+            await session.execute(text(prepare.format("PREPARE mine AS SELECT text FROM notes")))
         async with isolation.session(beta) as session:
             assert await session.scalar(PID) != first
             await session.execute(text("PREPARE mine AS SELECT 1"))
@@ -247,7 +250,7 @@ async def test_P1_a_statement_that_was_prepared_by_hand_goes_with_its_connection
 async def test_P1_one_that_a_block_of_code_prepared_stays_and_reads_the_next_tenants_rows(
     postgres_database: PostgresDatabase, kind: str
 ) -> None:
-    hidden = "DO $$ BEGIN EXECUTE 'PREPARE mine AS SELECT text FROM notes'; END $$"
+    hidden = "DO $$ BEGIN EXECUTE 'PRE' || 'PARE mine AS SELECT text FROM notes'; END $$"
     opening = schemas if kind == "schema" else scoped.two_tenants
     async with opening(postgres_database, **ONE) as (isolation, acme, beta):
         async with isolation.session(acme) as session:
@@ -279,6 +282,69 @@ async def test_a_table_without_a_schema_is_each_tenants_own_under_schema(
             assert (await session.scalars(select(words.c.word))).all() == []
 
 
+# -- what goes wrong first -------------------------------------------------------------------------
+
+
+async def test_without_USAGE_on_its_schema_a_table_does_not_exist(
+    shop: Shop, postgres_database: PostgresDatabase
+) -> None:
+    isolation, acme, _ = shop
+    app = postgres_database.app
+    await postgres_database.admin(f"REVOKE USAGE ON SCHEMA public FROM {app}")
+    with pytest.raises(ProgrammingError, match='relation "notes" does not exist'):
+        async with isolation.session(acme) as session:
+            await ask(session, "SELECT text FROM notes")
+    await postgres_database.admin(f"GRANT USAGE ON SCHEMA public TO {app}")
+    async with isolation.session(acme) as session:
+        assert await ask(session, "SELECT text FROM notes") == ["acme's"]
+
+
+async def test_temporary_tables_are_for_who_was_granted_them(
+    shop: Shop, postgres_database: PostgresDatabase
+) -> None:
+    isolation, acme, _ = shop
+    made = text("CREATE TEMPORARY TABLE scratch (id integer)")
+    with pytest.raises(ProgrammingError, match="permission denied to create temporary tables"):
+        async with isolation.session(acme) as session:
+            await session.execute(made)
+    database = postgres_database
+    await database.admin(f"GRANT TEMPORARY ON DATABASE {database.name} TO {database.app}")
+    async with isolation.session(acme) as session:
+        await session.execute(made)
+
+
+async def test_a_pooler_in_statement_mode_is_told_when_it_opens(
+    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    pooler = pgbouncer(pool_mode="statement")
+    url = postgres_database.url(postgres_database.app, via=pooler)
+    with pytest.raises(BackendUnavailable, match="08003"):
+        async with postgres.opened(postgres_database, url=url):
+            pytest.fail("it opened")
+
+
+async def test_statements_that_are_kept_and_that_the_pooler_does_not_track_are_503(
+    postgres_database: PostgresDatabase, pgbouncer: Callable[..., PgBouncer]
+) -> None:
+    pooler = pgbouncer(pool_mode="transaction", default_pool_size=2, max_prepared_statements=0)
+    url = postgres_database.url(postgres_database.app, via=pooler)
+    settings = {"prepared_statements": "on"}
+    notes = select(postgres.Note.text)
+    async with postgres.opened(postgres_database, url=url, settings=settings) as isolation:
+        (acme,) = await postgres.provisioned(isolation, "acme")
+        async with isolation.session(acme) as session:
+            await session.execute(notes)
+            (first,) = await ask(session, "SELECT pg_catalog.pg_backend_pid()")
+        other = await asyncpg.connect(url.replace("+asyncpg", ""), statement_cache_size=0)
+        async with other.transaction():
+            # So the session has the pooler's other server connection.
+            assert await other.fetchval("SELECT pg_catalog.pg_backend_pid()") == first
+            with pytest.raises(BackendUnavailable, match="26000"):
+                async with isolation.session(acme) as session:
+                    await session.execute(notes)
+        await other.close()
+
+
 # -- a link without an answer ----------------------------------------------------------------------
 
 
@@ -287,13 +353,16 @@ async def test_command_timeout_in_the_url_ends_waiting_for_a_server_that_is_sile
 ) -> None:
     proxy = chaos_proxy(postgres_database.app_url)
     url = f"{proxy.url}?command_timeout=0.5"
-    async with postgres.opened(postgres_database, url=url) as isolation:
+    # So long that it is not what ends the waiting, as it would at BEGIN.
+    patient = {"database_pool_timeout": 90}
+    async with postgres.opened(postgres_database, url=url, **patient) as isolation:
         (acme,) = await postgres.provisioned(isolation, "acme")
         async with isolation.session(acme) as session:
             assert (await session.scalars(select(postgres.Note))).all() == []
-        proxy.half_open()
         with pytest.raises(BackendUnavailable, match="TimeoutError"):
-            async with isolation.session(acme) as session:
+            async with asyncio.timeout(60), isolation.session(acme) as session:
+                await session.scalars(select(postgres.Note))
+                proxy.half_open()
                 await session.scalars(select(postgres.Note))
         # And the next one has another connection.
         async with isolation.session(acme) as session:
