@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select, text
 
+from support.postgres_store import store_on
 from support.scoped import Note, rls, tenant, two_tenants
 from tenancy_core.errors import ConfigurationError, UnsafeRoleError
 
@@ -116,21 +116,76 @@ async def test_L1_the_role_that_logged_in_counts(database: PostgresDatabase) -> 
                 pass
 
 
-async def test_L1_a_role_that_reaches_the_files_of_the_server(database: PostgresDatabase) -> None:
-    await database.admin(f"GRANT pg_read_server_files TO {database.app}")
-    assert "a member of 'pg_read_server_files', which reaches" in await refusal(database)
-
-
-async def test_L1_reading_and_writing_all_data_is_held_by_policies(
-    database: PostgresDatabase,
+@pytest.mark.parametrize(
+    ("above", "why"),
+    [
+        ("pg_execute_server_program", "reaches the server's files"),
+        ("pg_read_server_files", "reaches the server's files"),
+        ("pg_write_server_files", "reaches the server's files"),
+        # Policies hold these two, and not what has none: statistics, passwords, the tenant store.
+        ("pg_read_all_data", "reads statistics of all tenants' rows"),
+        ("pg_write_all_data", "writes to the tenant store"),
+    ],
+)
+async def test_L1_a_member_of_what_is_nearly_a_superuser(
+    database: PostgresDatabase, above: str, why: str
 ) -> None:
-    await database.admin(
-        f"GRANT pg_read_all_data TO {database.app}", f"GRANT pg_write_all_data TO {database.app}"
+    await database.admin(f"GRANT {above} TO {database.app}")
+    assert f"a member of '{above}', which {why}" in await refusal(database)
+
+
+async def test_L1_whoever_can_drop_the_tables(database: PostgresDatabase) -> None:
+    """The owner of their schema; the owner of the database, who owns ``public`` from 15 on."""
+    owner = await database.fetchval(
+        "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'public'"
     )
-    async with rls(database) as isolation, isolation.session(tenant("acme")) as session:
-        assert (await session.scalars(select(Note))).all() == []
-        assert (await session.execute(text("DELETE FROM notes"))).rowcount == 0
-    assert await database.fetchval("SELECT count(*) FROM notes") == 2
+    await database.admin(
+        f"ALTER SCHEMA public OWNER TO {database.app}",
+        f"GRANT ALL ON SCHEMA public TO {database.owner}",
+    )
+    assert "owns tables of tenants" in await refusal(database)
+    await database.admin(f"ALTER SCHEMA public OWNER TO {owner}")
+    await database.admin(
+        f"ALTER DATABASE {database.name} OWNER TO {database.app}",
+        f"GRANT CONNECT ON DATABASE {database.name} TO {database.owner}, {database.control}",
+    )
+    assert "owns the database, and can drop what is in it" in await refusal(database)
+
+
+async def test_L1_whoever_can_read_the_tenant_store(database: PostgresDatabase) -> None:
+    async with store_on(database.control_url):
+        pass
+    async with rls(database):
+        pass
+    async with role(database, "between") as between:
+        await database.admin(
+            f"ALTER ROLE {database.app} NOINHERIT",
+            f"GRANT {database.control} TO {between}",
+            f"GRANT {between} TO {database.app}",
+        )
+        found = await refusal(database)
+        assert f"a member of '{database.control}', which has rights on the tenant store" in found
+
+
+@pytest.mark.parametrize("change", ["ALTER ROLE {app} BYPASSRLS", "GRANT {owner} TO {app}"])
+async def test_L1_a_role_that_changes_while_it_is_open_gets_no_more_tenants(
+    database: PostgresDatabase, change: str
+) -> None:
+    async with rls(database) as isolation:
+        await database.admin(change.format(app=database.app, owner=database.owner))
+        with pytest.raises(UnsafeRoleError):
+            await isolation.provision(tenant("gamma"))
+
+
+@pytest.mark.parametrize(
+    "place", ["ROLE {app}", "DATABASE {name}", "ROLE {app} IN DATABASE {name}"]
+)
+async def test_L3_a_role_that_is_a_tenant_without_being_told(
+    database: PostgresDatabase, place: str
+) -> None:
+    where = place.format(app=database.app, name=database.name)
+    await database.admin(f"ALTER {where} SET app.tenant_id = '{tenant('acme').id}'")
+    assert "app.tenant_id is set for" in await refusal(database)
 
 
 async def test_L2_a_role_that_nobody_named_sees_nothing(database: PostgresDatabase) -> None:

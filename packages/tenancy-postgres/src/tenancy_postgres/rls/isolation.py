@@ -55,7 +55,6 @@ class RlsIsolation(PostgresIsolation):
             self._config.rls_setting,
             self._config.database_pool_timeout,
         )
-        self._made = False
         self._begin = ""
 
     def _required_metadata(self) -> MetaData:
@@ -82,15 +81,25 @@ class RlsIsolation(PostgresIsolation):
                 the tenant store, or a table lacks something.
             UnsafeRoleError: The role of the sessions can step around the policies.
         """
-        # They may have been declared after this object was made.
-        self._required_metadata()
         self._require_two_roles()
         async with self._administering() as connection:
-            verdicts = await self._tables.judge(connection, self.tenants.role)
-            await self._require_held(connection, verdicts)
-            self._tables.require_safe(verdicts, self.tenants.role)
+            await self._require_apart(connection)
             schemas: Sequence[str] = (await connection.execute(_SEARCH_PATH)).scalar_one()
         self._begin = self._beginning(schemas)
+
+    async def _require_apart(self, connection: AsyncConnection) -> Sequence[Verdict]:
+        """Look at everything that keeps tenants apart, as it is now."""
+        # Tables may have been declared after this object was made.
+        if not self._required_metadata().tables:
+            raise ConfigurationError(
+                "Isolation 'rls' found no table in metadata=. Import the modules of your models "
+                "before Tenancy is opened."
+            )
+        verdicts = await self._tables.judge(connection, self.tenants.role)
+        await self._require_held(connection, verdicts)
+        self._tables.require_safe(verdicts)
+        await self._tables.require_no_strangers(connection, verdicts, self.tenants.role)
+        return verdicts
 
     def _require_two_roles(self) -> None:
         role = self.tenants.role
@@ -116,7 +125,9 @@ class RlsIsolation(PostgresIsolation):
     async def _require_held(self, connection: AsyncConnection, verdicts: Sequence[Verdict]) -> None:
         owners = frozenset({self.admin.role}.union(*(verdict.owners for verdict in verdicts)))
         roles = frozenset({self.tenants.role, self.tenants.login})
-        dangers = await dangers_of(connection, roles, owners, self.tenants.version)
+        dangers = await dangers_of(
+            connection, roles, owners, self.tenants.version, self._config.rls_setting
+        )
         if not dangers:
             return
         what = (
@@ -151,15 +162,17 @@ class RlsIsolation(PostgresIsolation):
     async def provision(self, tenant: Tenant, /) -> None:
         """See the contract. Nothing is made for one tenant; the tables are, once for all.
 
+        What was seen when this opened is looked at again: somebody may have changed it since.
+
         Raises:
             ConfigurationError: A table is there and lacks something, or it may not be made.
+            UnsafeRoleError: The role of the sessions can step around the policies.
         """
         require_own(tenant, self.name)
-        if self._made:
-            return
         async with self._administering() as connection:
-            await self._tables.make(connection, self.tenants.role, self.admin)
-        self._made = True
+            verdicts = await self._require_apart(connection)
+            if not all(verdict.is_there for verdict in verdicts):
+                await self._tables.make(connection, self.tenants.role, self.admin)
 
     async def exists(self, tenant: Tenant, /) -> bool:
         """See the contract: whether all tables are there, and keep tenants apart."""

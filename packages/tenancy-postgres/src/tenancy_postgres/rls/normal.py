@@ -1,7 +1,8 @@
 """Conditions of policies in one form, whoever wrote them down.
 
 The server keeps a parsed condition and prints it in its own way: parentheses, ``::text`` behind
-literals, an alias for what a subquery selects
+literals, an alias for what a subquery selects. A function in quotes is none of the server's own:
+``"nullif"(…)`` is somebody's, where ``NULLIF(…)`` is a word of the language
 (https://github.com/postgres/postgres/blob/master/src/backend/utils/adt/ruleutils.c). All else it
 leaves as it was, so two conditions are compared by what remains without that.
 """
@@ -16,6 +17,7 @@ __all__ = ["normal_form"]
 _TOKEN: Final = re.compile(
     r"""
       (?P<literal>'(?:[^']|'')*')
+    | (?P<function>"(?:[^"]|"")*"(?=\s*\())
     | (?P<quoted>"(?:[^"]|"")*")
     | (?P<dropped>[()\s]+ | ::\s*(?:text|character\ varying)\b | \bpg_catalog\.)
     | (?P<word>\w+)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import Table
+    from sqlalchemy import Row, Table
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 __all__ = ["PUBLIC", "PolicyState", "TableState", "states_of"]
@@ -29,9 +29,10 @@ _TABLES: Final = text(
           JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
           LEFT JOIN pg_catalog.unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY
             AS p (name, position) ON p.name = n.nspname
-         WHERE c.relname = w.name
+         -- Cut to 63 bytes, as the server does with names in statements.
+         WHERE c.relname = CAST(w.name AS name)
            AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-           AND (n.nspname = w.schema OR (w.schema IS NULL AND p.name IS NOT NULL))
+           AND (n.nspname = CAST(w.schema AS name) OR (w.schema IS NULL AND p.name IS NOT NULL))
          ORDER BY p.position
          LIMIT 1
       ) AS oid
@@ -52,9 +53,25 @@ _TABLES: Final = text(
            c.relkind IN ('r', 'p') AS is_table,
            c.relrowsecurity AS enabled, c.relforcerowsecurity AS forced,
            pg_catalog.pg_get_userbyid(c.relowner)::text AS owner,
+           pg_catalog.pg_get_userbyid(n.nspowner)::text AS schema_owner,
+           -- Such an owner is not held by FORCE, and rules run as the owner.
+           ARRAY(
+             SELECT r.rulename::text
+               FROM pg_catalog.pg_rewrite AS r
+               JOIN pg_catalog.pg_roles AS o ON o.oid = c.relowner
+              WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'
+                AND (o.rolsuper OR o.rolbypassrls)
+              ORDER BY 1
+           ) AS rules,
            ARRAY(
              SELECT privilege FROM pg_catalog.unnest(CAST(:privileges AS text[])) AS privilege
-              WHERE pg_catalog.has_table_privilege(CAST(:role AS text), c.oid, privilege)
+              WHERE (
+                  pg_catalog.has_table_privilege(CAST(:role AS text), c.oid, privilege)
+                  OR (
+                    privilege = 'REFERENCES'
+                    AND pg_catalog.has_any_column_privilege(CAST(:role AS text), c.oid, privilege)
+                  )
+                )
                 -- Whoever can become the owner has them all, and is another finding.
                 AND NOT pg_catalog.pg_has_role(CAST(:role AS text), c.relowner, 'MEMBER')
            ) AS privileges
@@ -73,6 +90,11 @@ _POLICIES: Final = text(
                FROM pg_catalog.unnest(p.polroles) AS held (oid)
                LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = held.oid
            ) AS roles,
+           ARRAY(
+             SELECT r.rolname::text FROM pg_catalog.pg_roles AS r
+              WHERE r.oid = ANY (p.polroles)
+                AND pg_catalog.pg_has_role(CAST(:role AS text), r.oid, 'MEMBER')
+           ) AS reachable,
            pg_catalog.pg_get_expr(p.polqual, p.polrelid) AS reads,
            pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) AS writes
       FROM pg_catalog.pg_policy AS p
@@ -80,6 +102,9 @@ _POLICIES: Final = text(
      ORDER BY p.polrelid, p.polname
     """
 )
+
+_SEARCH_PATH: Final = text("SELECT pg_catalog.current_setting('search_path')")
+_SET_SEARCH_PATH: Final = text("SELECT pg_catalog.set_config('search_path', :path, true)")
 
 _UNRESTRAINED: Final = ("TRUNCATE", "REFERENCES", "TRIGGER")
 """Rights on a table that row policies do not restrain."""
@@ -94,6 +119,7 @@ class PolicyState:
         permissive: Whether it lets in; else it keeps out.
         for_all: Whether it holds for every command.
         roles: For whom; :data:`PUBLIC` is everybody.
+        reachable: Those of them that the role of tenants' sessions is, or can become.
         reads: ``USING``, as the server prints it.
         writes: ``WITH CHECK``, likewise; None where there is none.
     """
@@ -102,6 +128,7 @@ class PolicyState:
     permissive: bool
     for_all: bool
     roles: frozenset[str]
+    reachable: frozenset[str]
     reads: str | None
     writes: str | None
 
@@ -116,17 +143,23 @@ class TableState:
         is_table: Whether it is a table at all, and no view.
         enabled: Whether it has row-level security.
         forced: Whether its owner has it as well.
+        oid: Its number.
         owner: The role that can switch it off.
+        schema_owner: The role that can drop it.
+        rules: Those that run as an owner whom no policy holds.
         privileges: Rights of the role that no policy restrains.
         policies: By name.
     """
 
+    oid: int
     name: str
     is_parent: bool
     is_table: bool
     enabled: bool
     forced: bool
     owner: str
+    schema_owner: str
+    rules: tuple[str, ...]
     privileges: tuple[str, ...]
     policies: dict[str, PolicyState] = field(default_factory=dict[str, PolicyState])
 
@@ -151,14 +184,15 @@ async def states_of(
         "privileges": list(_UNRESTRAINED),
     }
     found = (await connection.execute(_TABLES, wanted)).all()
-    relations = {"relations": sorted({row.oid for row in found})}
+    relations = {"relations": sorted({row.oid for row in found}), "role": role}
     policies: dict[int, dict[str, PolicyState]] = {}
-    for row in await connection.execute(_POLICIES, relations):
+    for row in await _policies(connection, relations):
         policies.setdefault(row.relation, {})[row.name] = PolicyState(
             name=row.name,
             permissive=row.permissive,
             for_all=row.for_all,
             roles=frozenset(row.roles),
+            reachable=frozenset(row.reachable),
             reads=row.reads,
             writes=row.writes,
         )
@@ -166,14 +200,29 @@ async def states_of(
     for row in found:
         number: int = row.number
         state = TableState(
+            oid=row.oid,
             name=row.name,
             is_parent=row.is_parent,
             is_table=row.is_table,
             enabled=row.enabled,
             forced=row.forced,
             owner=row.owner,
+            schema_owner=row.schema_owner,
+            rules=tuple(row.rules),
             privileges=tuple(row.privileges),
             policies=policies.get(row.oid, {}),
         )
         states[number].append(state)
     return states
+
+
+async def _policies(connection: AsyncConnection, wanted: dict[str, Any]) -> Sequence[Row[Any]]:
+    """Read policies as they are printed where nothing but the server's own needs no schema.
+
+    Another role's search path could make a function of somebody's look like the server's.
+    """
+    path = (await connection.execute(_SEARCH_PATH)).scalar_one()
+    await connection.execute(_SET_SEARCH_PATH, {"path": "pg_catalog"})
+    found = (await connection.execute(_POLICIES, wanted)).all()
+    await connection.execute(_SET_SEARCH_PATH, {"path": path})
+    return found

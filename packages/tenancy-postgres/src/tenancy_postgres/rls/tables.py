@@ -8,7 +8,7 @@ from sqlalchemy import delete, literal, select, text, union_all
 from sqlalchemy.exc import DBAPIError
 
 from tenancy_core.errors import ConfigurationError, IsolationError
-from tenancy_core.sql.scoped import scope_column
+from tenancy_core.sql.scoped import TENANT_COLUMN, scope_column
 from tenancy_postgres.making import (
     lacks_rights,
     make_missing_schemas,
@@ -20,6 +20,7 @@ from tenancy_postgres.rls.policies import (
     grant_statements,
     protection_statements,
 )
+from tenancy_postgres.rls.strangers import strangers_of
 from tenancy_postgres.rls.verification import verify
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class SharedTables:
         """
         return await verify(connection, self._tables, role, self._setting)
 
-    def require_safe(self, verdicts: Sequence[Verdict], role: str) -> None:
+    def require_safe(self, verdicts: Sequence[Verdict]) -> None:
         """Refuse tables that are there and do not keep tenants apart.
 
         Raises:
@@ -73,13 +74,33 @@ class SharedTables:
         wrong = [verdict for verdict in verdicts if verdict.lacks]
         if not wrong:
             return
-        remedies = [line for one in wrong for line in one.remedy(role, self._setting)]
+        remedies = [line for one in wrong for line in one.remedies]
         raise ConfigurationError(
             "Row-level security does not keep tenants apart in these tables:\n"
             + "\n".join(f"- {one.table.fullname}: {'; '.join(one.lacks)}." for one in wrong)
-            + "\nNothing was changed. Put that right; for policies run, as the owner of the "
-            "tables:\n" + "\n".join(f"{line};" for line in remedies)
+            + "\nNothing was changed. Put that right"
+            + (", as the owner of the tables:\n" if remedies else ".")
+            + "\n".join(f"{line};" for line in remedies)
         )
+
+    async def require_no_strangers(
+        self, connection: AsyncConnection, verdicts: Sequence[Verdict], role: str
+    ) -> None:
+        """Refuse tables that look like tenants', and that nobody declared or protected.
+
+        Raises:
+            ConfigurationError: It names them.
+        """
+        known = [number for verdict in verdicts for number in verdict.relations]
+        if found := await strangers_of(connection, known, role):
+            raise ConfigurationError(
+                f"The role {role!r} has rights on tables with a column {TENANT_COLUMN!r} that have "
+                f"no row-level security and are not in metadata=: {', '.join(found)}. If they are "
+                "the application's, import their modules before Tenancy is made, and have one "
+                "MetaData for all; if all tenants share them, declare them there with info=GLOBAL; "
+                "if they are somebody else's, take the rights away: "
+                + " ".join(f"REVOKE ALL ON {name} FROM {quote_identifier(role)};" for name in found)
+            )
 
     # -- making --------------------------------------------------------------------------------
 
@@ -96,7 +117,7 @@ class SharedTables:
         """
         await wait_for_others(connection, self._patience)
         verdicts = await self.judge(connection, role)
-        self.require_safe(verdicts, role)
+        self.require_safe(verdicts)
         missing = [verdict.table for verdict in verdicts if not verdict.is_there]
         if not missing:
             return
@@ -106,6 +127,8 @@ class SharedTables:
             if not lacks_rights(error):
                 raise
             raise may_not_make(missing, admin, role) from error
+        # Default privileges, event triggers and the like had their say meanwhile.
+        self.require_safe(await self.judge(connection, role))
 
     def _make_missing(self, connection: Connection, missing: Sequence[Table], role: str) -> None:
         schemas = make_missing_schemas(connection, missing)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tenancy_core.sql.scoped import scope_column
+from tenancy_postgres.quoting import quote_identifier
+from tenancy_postgres.rls.keys import open_keys_of
 from tenancy_postgres.rls.normal import normal_form
 from tenancy_postgres.rls.policies import (
     ACCESS,
@@ -17,7 +19,7 @@ from tenancy_postgres.rls.policies import (
 from tenancy_postgres.rls.state import PUBLIC, states_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sqlalchemy import Table
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -34,28 +36,23 @@ class Verdict:
     Attributes:
         table: The application's.
         is_there: Whether it is in the database.
-        owners: Roles that can switch its protection off.
-        roles: For whom its policies are now.
+        relations: Its number there, and those of its partitions and other relatives.
+        owners: Roles that can switch its protection off, or drop it.
         lacks: What is wrong, as sentences without a full stop; empty where it is safe.
+        remedies: Statements for the owner that put right what statements can.
     """
 
     table: Table
     is_there: bool
+    relations: tuple[int, ...]
     owners: frozenset[str]
-    roles: frozenset[str]
     lacks: tuple[str, ...]
+    remedies: tuple[str, ...]
 
-    def remedy(self, role: str, setting: str) -> list[str]:
-        """Return statements for the owner that protect the table; not those for its children.
 
-        Its policies stay those of other roles as well: another service may have one of its own.
-        """
-        if not self.lacks or scope_column(self.table) is None:
-            return []
-        return [
-            *removal_statements(self.table),
-            *protection_statements(self.table, sorted({role} | self.roles), setting),
-        ]
+class _Lack(NamedTuple):
+    sentence: str
+    remedies: Sequence[str] = ()
 
 
 async def verify(
@@ -64,7 +61,7 @@ async def verify(
     """Compare tables with what row-level security demands of them. Nothing is changed.
 
     Args:
-        connection: Of any role that sees the catalogs.
+        connection: Of any role that sees the catalogs, in a transaction.
         tables: The application's; of those that all tenants share it only looks whether they are
             there.
         role: Of tenants' sessions.
@@ -74,59 +71,137 @@ async def verify(
         A verdict for each table, in their order.
     """
     states = await states_of(connection, tables, role)
+    pairs = [*zip(tables, states, strict=True)]
+    scoped = {
+        state.oid: (table, column.name)
+        for table, found in pairs
+        if (column := scope_column(table)) is not None
+        for state in found
+    }
+    keys = await open_keys_of(connection, scoped, role)
     return [
-        Verdict(
-            table=table,
-            is_there=bool(found),
-            owners=frozenset(state.owner for state in found),
-            roles=_roles(found),
-            lacks=tuple(_lacks(table, found, role, setting)),
-        )
-        for table, found in zip(tables, states, strict=True)
+        _verdict(table, found, [*_lacks(table, found, keys, role, setting)])
+        for table, found in pairs
     ]
 
 
-def _roles(found: Sequence[TableState]) -> frozenset[str]:
-    ours = [
-        policy.roles
+def _verdict(table: Table, found: Sequence[TableState], lacks: Sequence[_Lack]) -> Verdict:
+    return Verdict(
+        table=table,
+        is_there=bool(found),
+        relations=tuple(state.oid for state in found),
+        owners=frozenset(owner for state in found for owner in (state.owner, state.schema_owner)),
+        lacks=tuple(lack.sentence for lack in lacks),
+        remedies=tuple(dict.fromkeys(line for lack in lacks for line in lack.remedies)),
+    )
+
+
+def _lacks(
+    table: Table,
+    found: Sequence[TableState],
+    keys: Mapping[int, Sequence[str]],
+    role: str,
+    setting: str,
+) -> Iterator[_Lack]:
+    if scope_column(table) is None:
+        return
+    expected = normal_form(policy_expression(table, setting))
+    protection = _protection(table, found, role, setting)
+    for state in found:
+        of_it = "" if state.is_parent else f"its partition or child {state.name}: "
+        for sentence, remedies in _lacks_of(state, expected, role):
+            remade = protection if state.is_parent else _alone(state)
+            yield _Lack(of_it + sentence, remade if remedies is None else remedies)
+        for sentence in keys.get(state.oid, ()):
+            yield _Lack(of_it + sentence)
+
+
+def _protection(
+    table: Table, found: Sequence[TableState], role: str, setting: str
+) -> Sequence[str]:
+    """Return what makes both policies anew.
+
+    They stay those of other roles as well: another service may have one of its own.
+    """
+    others = {
+        name
         for state in found
         if state.is_parent
         for policy in state.policies.values()
         if policy.name in {ACCESS, FLOOR}
+        for name in policy.roles
+    }
+    roles = sorted({role, *others} - {PUBLIC})
+    return [*removal_statements(table), *protection_statements(table, roles, setting)]
+
+
+def _alone(state: TableState) -> Sequence[str]:
+    """Return what closes a partition or child: without policies its own name shows nothing."""
+    return [
+        *(f"DROP POLICY {quote_identifier(one)} ON {state.name}" for one in state.policies),
+        f"ALTER TABLE {state.name} ENABLE ROW LEVEL SECURITY",
+        f"ALTER TABLE {state.name} FORCE ROW LEVEL SECURITY",
     ]
-    return frozenset[str]().union(*ours) - {PUBLIC}
 
 
-def _lacks(table: Table, found: Sequence[TableState], role: str, setting: str) -> Iterator[str]:
-    if scope_column(table) is None:
-        return
-    expected = normal_form(policy_expression(table, setting))
-    for state in found:
-        for lack in _lacks_of(state, expected, role):
-            yield lack if state.is_parent else f"its partition or child {state.name}: {lack}"
-
-
-def _lacks_of(state: TableState, expected: tuple[str, ...], role: str) -> Iterator[str]:
+def _lacks_of(
+    state: TableState, expected: tuple[str, ...], role: str
+) -> Iterator[tuple[str, Sequence[str] | None]]:
+    """Return sentences, each with what puts it right; None where its protection is made anew."""
     if not state.is_table:
-        yield "it is a view or a foreign table, which has no row-level security"
+        yield "it is a view or a foreign table, which has no row-level security", ()
         return
     if not state.enabled:
-        yield "row-level security is not enabled"
+        yield "row-level security is not enabled", None
     if not state.forced:
-        yield f"row-level security is not forced, so its owner {state.owner!r} is not held by it"
-    for right in state.privileges:
-        yield f"the role {role!r} has the right {right}, which no policy restrains"
+        owner = state.owner
+        yield f"row-level security is not forced, so its owner {owner!r} is not held by it", None
+    if state.privileges:
+        rights = ", ".join(state.privileges)
+        yield (
+            f"the role {role!r} has the right {rights}, which no policy restrains",
+            [f"REVOKE {rights} ON {state.name} FROM PUBLIC, {quote_identifier(role)}"],
+        )
+    for rule in state.rules:
+        yield (
+            f"the rule {rule} runs as the owner {state.owner!r}, whom no policy holds",
+            [f"DROP RULE {quote_identifier(rule)} ON {state.name}"],
+        )
     # Without any policy a child shows nothing to who asks for it by name.
     if state.is_parent or state.policies:
         for name, permissive in ((ACCESS, True), (FLOOR, False)):
             policy = state.policies.get(name)
             if policy is None:
-                yield f"the policy {name} is missing"
+                yield f"the policy {name} is missing", None
             else:
-                yield from _differences(policy, expected, role, permissive=permissive)
+                for difference in _differences(policy, expected, role, permissive=permissive):
+                    yield difference, None
+    yield from _openings(state)
+
+
+def _openings(state: TableState) -> Iterator[tuple[str, Sequence[str] | None]]:
+    """Return what lets in more than our policies do, for roles that the floor is not for."""
+    floor = state.policies.get(FLOOR)
+    held = frozenset[str]() if floor is None else floor.roles
     for policy in state.policies.values():
-        if PUBLIC in policy.roles and policy.permissive:
-            yield f"the policy {policy.name} is for PUBLIC, so it lets in roles that nobody named"
+        if not policy.permissive:
+            continue
+        drop = [f"DROP POLICY {quote_identifier(policy.name)} ON {state.name}"]
+        remedies = None if policy.name == ACCESS else drop
+        if PUBLIC in policy.roles:
+            yield (
+                f"the policy {policy.name} is for PUBLIC, so it lets in roles that nobody named",
+                remedies,
+            )
+        elif policy.name != ACCESS and (reached := sorted(policy.reachable - held)):
+            names = ", ".join(map(repr, reached))
+            yield (
+                (
+                    f"the policy {policy.name} is for {names}, whom the role can become and "
+                    f"{FLOOR} does not hold"
+                ),
+                remedies,
+            )
 
 
 def _differences(

@@ -1,0 +1,145 @@
+"""Keys of live tables that reach across tenants, which no row policy prevents.
+
+:mod:`tenancy_core.sql.flaws` reads what the application declares. Tables that were there before, or
+that somebody changed by hand, can have others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import UniqueConstraint, text
+
+from tenancy_core.sql.scoped import is_global
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from sqlalchemy import Row, Table
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+__all__ = ["open_keys_of"]
+
+_SCOPED: Final = """
+    WITH scoped AS (
+      SELECT s.oid::oid AS oid, a.attnum
+        FROM unnest(CAST(:relations AS bigint[]), CAST(:columns AS text[])) AS s (oid, name)
+        JOIN pg_catalog.pg_attribute AS a
+          ON a.attrelid = s.oid::oid AND a.attname = CAST(s.name AS name) AND NOT a.attisdropped
+    )
+"""
+_UNIQUE: Final = text(
+    _SCOPED  # noqa: S608 - two constants
+    + """
+    SELECT i.indrelid::bigint AS relation, c.relname::text AS name,
+           i.indisexclusion AS is_exclusion,
+           ARRAY(
+             SELECT a.attname::text
+               FROM pg_catalog.pg_attribute AS a
+              WHERE a.attrelid = i.indrelid AND a.attnum = ANY (keys.numbers)
+              ORDER BY 1
+           ) AS columns
+      FROM scoped AS s
+      JOIN pg_catalog.pg_index AS i ON i.indrelid = s.oid
+      JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+     CROSS JOIN LATERAL (
+       SELECT (CAST(i.indkey AS smallint[]))[0:i.indnkeyatts - 1] AS numbers
+     ) AS keys
+     WHERE (i.indisunique OR i.indisexclusion) AND s.attnum <> ALL (keys.numbers)
+     ORDER BY 1, 2
+    """
+)
+# A key of a partition repeats that of its table.
+_FOREIGN: Final = text(
+    _SCOPED  # noqa: S608 - two constants
+    + """
+    SELECT k.conrelid::bigint AS relation, k.conname::text AS name,
+           pg_catalog.format('%I.%I', n.nspname, r.relname) AS target,
+           other.oid IS NOT NULL AS is_scoped,
+           ARRAY(
+             SELECT pair.number FROM unnest(k.conkey, k.confkey) AS pair (number, referred)
+              WHERE pair.number = s.attnum AND pair.referred = other.attnum
+           ) <> '{}' AS holds_tenant,
+           ARRAY(
+             SELECT done.word
+               FROM (VALUES ('DELETE', k.confdeltype), ('UPDATE', k.confupdtype))
+                    AS done (word, how)
+              WHERE done.how IN ('c', 'n', 'd')
+                AND (pg_catalog.has_table_privilege(CAST(:role AS text), r.oid, done.word)
+                     OR (done.word = 'UPDATE' AND pg_catalog.has_any_column_privilege(
+                           CAST(:role AS text), r.oid, done.word)))
+           ) AS follows
+      FROM scoped AS s
+      JOIN pg_catalog.pg_constraint AS k
+        ON k.conrelid = s.oid AND k.contype = 'f' AND k.conparentid = 0
+      JOIN pg_catalog.pg_class AS r ON r.oid = k.confrelid
+      JOIN pg_catalog.pg_namespace AS n ON n.oid = r.relnamespace
+      LEFT JOIN scoped AS other ON other.oid = k.confrelid
+     ORDER BY 1, 2
+    """
+)
+
+
+async def open_keys_of(
+    connection: AsyncConnection, scoped: Mapping[int, tuple[Table, str]], role: str
+) -> dict[int, list[str]]:
+    """Return what keys of live tables let through, as sentences without a full stop.
+
+    Args:
+        connection: Of any role.
+        scoped: By the number of a table or partition: what it belongs to among the application's
+            tables, and the name of the tenant's column.
+        role: Of tenants' sessions.
+
+    Returns:
+        By the same numbers; one is missing where there is nothing to say.
+    """
+    wanted: dict[str, Any] = {
+        "relations": [*scoped],
+        "columns": [column for _, column in scoped.values()],
+    }
+    found: dict[int, list[str]] = {}
+    for row in await connection.execute(_UNIQUE, wanted):
+        if not _is_meant(scoped[row.relation][0], row):
+            kind = "exclusion" if row.is_exclusion else "unique key"
+            found.setdefault(row.relation, []).append(
+                f"the {kind} {row.name} does not hold the tenant, so one tenant can find out what "
+                "another has"
+            )
+    for row in await connection.execute(_FOREIGN, {**wanted, "role": role}):
+        for sentence in _reaching(row, role):
+            found.setdefault(row.relation, []).append(sentence)
+    return found
+
+
+def _is_meant(table: Table, row: Row[Any]) -> bool:
+    """Whether the application declares a key to hold across tenants: by its name or its columns."""
+    constraints: list[Any] = [
+        one for one in table.constraints if isinstance(one, UniqueConstraint) or _excludes(one)
+    ]
+    return any(
+        is_global(one) and (str(one.name) == row.name or _columns(one) == row.columns)
+        for one in [*constraints, *table.indexes]
+    )
+
+
+def _excludes(constraint: Any) -> bool:  # noqa: ANN401 - any constraint
+    return bool(constraint.__visit_name__ == "exclude_constraint")
+
+
+def _columns(item: Any) -> Sequence[str]:  # noqa: ANN401 - of several kinds
+    return sorted(column.name for column in item.columns)
+
+
+def _reaching(row: Row[Any], role: str) -> Iterator[str]:
+    if row.is_scoped and not row.holds_tenant:
+        yield (
+            f"the foreign key {row.name} to {row.target} does not hold the tenant on both sides, "
+            "so what one tenant deletes could take another's rows along"
+        )
+    if not row.is_scoped and row.follows:
+        yield (
+            f"the foreign key {row.name} follows what is done to {row.target}, where the role "
+            f"{role!r} has the right {' and '.join(row.follows)}: one tenant could change what "
+            "others have"
+        )
