@@ -208,17 +208,20 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
     )
 
 
-def require_arguments(config: object, membership: object) -> None:
+def require_arguments(config: object, metadata: object, membership: object) -> None:
     """Refuse what ``Tenancy`` cannot work with, before anything is built.
 
     Raises:
-        ConfigurationError: The settings are none, or the hook cannot be awaited.
+        ConfigurationError: The settings are none, the tables are none, or the hook cannot be
+            awaited.
     """
     if not isinstance(config, TenancyConfig):
         raise ConfigurationError(
             f"Tenancy takes a TenancyConfig, and this is a {type(config).__name__}. Write "
             "Tenancy(TenancyConfig.from_env()), or Tenancy(TenancyConfig(database_url=…))."
         )
+    if metadata is not None and not _is_metadata(metadata):
+        raise ConfigurationError(f"metadata= is {_instead_of_metadata(metadata)}.")
     if membership is None:
         return
     flaw = flaw_of_function(membership, "connection", "tenant", "claim")
@@ -227,6 +230,23 @@ def require_arguments(config: object, membership: object) -> None:
             f"What is passed to Tenancy(membership=…) {flaw}. It is: "
             "async def is_member(connection, tenant, claim) -> bool."
         )
+
+
+def _is_metadata(given: object) -> bool:
+    # By what it can do: SQLAlchemy is imported where it is used. Of its class, because it would
+    # sort the tables, with warnings, to answer for itself.
+    return hasattr(type(given), "sorted_tables")
+
+
+def _instead_of_metadata(given: object) -> str:
+    """Return what was given where a MetaData is meant, and what to pass."""
+    within = _is_metadata(getattr(given, "metadata", None))
+    if isinstance(given, type):
+        # Not called a DeclarativeBase: a model, or a base made in the older way, may be meant.
+        way_out = f"{given.__name__}.metadata" if within else "a sqlalchemy.MetaData"
+        return f"the class {given.__name__}; pass {way_out}"
+    way_out = "its .metadata" if within else "a sqlalchemy.MetaData, such as Base.metadata"
+    return f"a {type(given).__name__}; pass {way_out}"
 
 
 def _product(kind: str, offer: Offer, context: BuildContext) -> Any:  # noqa: ANN401 - of that kind

@@ -99,7 +99,7 @@ class Tenancy:
         audit_sinks: Sequence[AuditSink] = (),
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        require_arguments(config, membership)
+        require_arguments(config, metadata, membership)
         self.config = config
         self.membership = membership
         self.clock = clock

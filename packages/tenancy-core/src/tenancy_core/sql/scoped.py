@@ -62,6 +62,7 @@ DEFAULT_SETTING: Final = "app.tenant_id"
 
 _KEY: Final = "tenancy"
 _SCOPE: Final = {_KEY: "tenant"}
+_KINDS: Final = ("uuid", "text")
 
 GLOBAL: Final[dict[Any, Any]] = {_KEY: "global"}
 """What all tenants share, as it is meant to be: for ``info=`` of a table, a unique constraint or an
@@ -156,7 +157,15 @@ def tenant_column(
         kind: ``text`` is for tables that keep the id as text already.
         primary_key: Whether it is part of the primary key.
         **options: For ``Column``.
+
+    Raises:
+        ValueError: There is no such kind.
     """
+    if kind not in _KINDS:
+        raise ValueError(
+            f"There is no tenant_column({kind!r}): tenants' ids are UUIDs, which a table keeps as "
+            '"uuid" or, where it has text already, as "text".'
+        )
     return Column(
         TENANT_COLUMN,
         Uuid() if kind == "uuid" else Text(),
