@@ -237,6 +237,24 @@ class IsolationSuite(Suite, published=True):
         assert await self._texts(isolation, acme) == ["kept 0", "kept 1", "kept 2"]
         assert await self._texts(isolation, beta) == ["beta's"]
 
+    async def test_a_connection_stays_its_tenants_after_commit_and_rollback(
+        self, isolation: IsolationStrategy, acme: Tenant, beta: Tenant
+    ) -> None:
+        """Every transaction of a connection is the same tenant's, not only the first."""
+        async with isolation.connection(beta) as connection:
+            await connection.execute(insert(self.model).values(text="beta's"))
+        async with isolation.connection(acme) as connection:
+            for number in range(3):
+                kept = [f"kept {n}" for n in range(number + 1)]
+                await connection.execute(insert(self.model).values(text=kept[-1]))
+                await connection.commit()
+                assert await _all(connection, self.model) == kept
+                await connection.execute(insert(self.model).values(text=f"lost {number}"))
+                await connection.rollback()
+                assert await _all(connection, self.model) == kept
+        assert await self._texts(isolation, acme) == ["kept 0", "kept 1", "kept 2"]
+        assert await self._texts(isolation, beta) == ["beta's"]
+
     async def test_a_session_that_was_left_is_closed_for_good(
         self, isolation: IsolationStrategy, acme: Tenant
     ) -> None:
@@ -327,6 +345,34 @@ class IsolationSuite(Suite, published=True):
             assert await self._texts(isolation, beta) == ["beta's"]
             async with isolation.connection(acme) as connection:
                 await connection.execute(delete(self.model))
+
+    async def test_no_row_is_planted_with_another_tenant(
+        self, isolation: IsolationStrategy, acme: Tenant, beta: Tenant
+    ) -> None:
+        """A row that is written under another tenant's key, or moved to it, does not get there.
+
+        It is refused, or it is the writer's own row: a key need not hold the tenant where each has
+        a place of its own.
+        """
+        async with isolation.session(beta) as session:
+            session.add(self.model(**self.key(beta, 1), text="beta's"))
+        for kind in ("session", "connection"):
+            for write in (insert, update):
+                async with getattr(isolation, kind)(acme) as opened:
+                    await opened.execute(delete(self.model))
+                    # Under a key of its own it can: what is refused below is not its form.
+                    own = insert(self.model).values(**self.key(acme, 1), text="acme's")
+                    await opened.execute(own)
+                assert await self._texts(isolation, acme) == ["acme's"]
+                with suppress(SQLAlchemyError, TenancyError):
+                    async with getattr(isolation, kind)(acme) as opened:
+                        planted = write(self.model).values(**self.key(beta, 7), text="planted")
+                        await opened.execute(planted)
+                assert await self._texts(isolation, beta) == ["beta's"]
+        with suppress(SQLAlchemyError, TenancyError):
+            async with isolation.session(acme) as session:
+                session.add(self.model(**self.key(beta, 8), text="planted by the ORM"))
+        assert await self._texts(isolation, beta) == ["beta's"]
 
     @requires("concurrent_sessions")
     async def test_L15_no_object_crosses_to_another_tenants_session(
@@ -537,6 +583,23 @@ class IsolationSuite(Suite, published=True):
         await self._write(isolation, acme, "new")
         assert await self._texts(isolation, acme) == ["new"]
 
+    async def test_destroying_spares_those_whose_names_begin_alike(
+        self, isolation: IsolationStrategy
+    ) -> None:
+        """``destroy`` of tenant-1 takes nothing of tenant-10, nor the other way round."""
+        names = ("tenant-1", "tenant-10")
+        short, long = [await self._provisioned(isolation, name) for name in names]
+        for tenant in (short, long):
+            await self._write(isolation, tenant, tenant.identifier)
+        for gone, stays in ((short, long), (long, short)):
+            await isolation.destroy(gone)
+            assert await isolation.exists(stays)
+            assert await self._texts(isolation, stays) == [stays.identifier]
+            await isolation.provision(gone)
+            assert await self._texts(isolation, gone) == []
+            assert await self._texts(isolation, stays) == [stays.identifier]
+            await self._write(isolation, gone, gone.identifier)
+
     async def test_destroying_what_was_never_there_is_no_error(
         self, isolation: IsolationStrategy
     ) -> None:
@@ -712,5 +775,5 @@ class IsolationSuite(Suite, published=True):
         )
 
 
-async def _all(session: AsyncSession, model: type[Any]) -> list[str]:
-    return sorted(await session.scalars(select(model.text)))
+async def _all(opened: AsyncSession | AsyncConnection, model: type[Any]) -> list[str]:
+    return sorted(await opened.scalars(select(model.text)))

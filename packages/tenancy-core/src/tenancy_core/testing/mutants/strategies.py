@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import defaultdict
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import anyio
 import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tenancy_core.config import TenancyConfig
 from tenancy_core.errors import BackendUnavailable, IsolationError
@@ -20,10 +23,12 @@ from tenancy_core.sql import (
     ConnectionBudget,
     EngineCache,
     TenantConnectionContext,
+    TenantScoped,
     TenantSessionContext,
     close_engine,
     make_engine,
     require_own,
+    tenant_unique,
 )
 from tenancy_core.sql.sqlite import (
     READ_ONLY,
@@ -215,6 +220,31 @@ class StrategyCase(IsolationSuite):
             yield opened
 
 
+class _ScopedBase(DeclarativeBase):
+    pass
+
+
+class ScopedNote(TenantScoped, _ScopedBase):
+    """The table of the suite, with the tenant in its key."""
+
+    __tablename__ = "tenancy_suite_notes"
+    __table_args__ = (tenant_unique("text"),)
+
+    # SQLite does not number the rows of a key that has several columns.
+    id: Mapped[int] = mapped_column(primary_key=True, default=partial(next, count(1000)))
+    text: Mapped[str]
+
+
+class ScopedCase(StrategyCase):
+    """The suite on files whose tables have the tenant in their keys."""
+
+    model = ScopedNote
+
+    def key(self, tenant: Tenant, number: int) -> dict[str, Any]:
+        """See the suite."""
+        return {"tenant_id": tenant.id, "id": number}
+
+
 class _NoAttach(_Wal):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -338,6 +368,86 @@ class ForgetsTheTenantAfterCommit(HonestFiles):
                 yield session
 
         return opened()
+
+
+class ForgetsAConnectionsTenantAfterCommit(HonestFiles):
+    """Scopes a connection until the first commit only."""
+
+    moment = "commit"
+
+    def __init__(self, root: Path, metadata: MetaData) -> None:
+        super().__init__(root, metadata)
+        self.last: Tenant | None = None
+
+    def connection(
+        self, tenant: Tenant, /, *, read_only: bool = False
+    ) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Move to the file of the tenant before."""
+        honest = super().connection(tenant, read_only=read_only)
+        last, self.last = self.last, tenant
+        if last is None or last == tenant:
+            return honest
+        strange = super().connection(last, read_only=read_only)
+
+        @asynccontextmanager
+        async def opened() -> AsyncGenerator[AsyncConnection, None]:
+            async with honest as connection, strange as other:
+                own = connection.sync_connection
+
+                @event.listens_for(own, self.moment)
+                def _leave(_connection: object) -> None:
+                    connection.sync_connection = other.sync_connection
+
+                try:
+                    yield connection
+                finally:
+                    event.remove(own, self.moment, _leave)
+                    connection.sync_connection = own
+
+        return opened()
+
+
+class ForgetsAConnectionsTenantAfterRollback(ForgetsAConnectionsTenantAfterCommit):
+    """Scopes a connection until the first rollback only."""
+
+    moment = "rollback"
+
+
+class PutsRowsWhereTheirKeySays(HonestFiles):
+    """Checks whose rows are read, and not whose are written."""
+
+    verb = "INSERT"
+
+    def __init__(self, root: Path, metadata: MetaData) -> None:
+        super().__init__(root, metadata)
+        self.names: dict[object, str] = {}
+
+    async def provision(self, tenant: Tenant, /) -> None:
+        """Remember whose keys are whose."""
+        await super().provision(tenant)
+        self.names[tenant.id.hex] = self.name(tenant)
+
+    def engine(self, name: str) -> AsyncEngine:
+        """Write a row to the file of the tenant that is in its key."""
+        engine = super().engine(name)
+
+        @event.listens_for(engine.sync_engine, "after_cursor_execute")
+        def _plant(_connection: object, _cursor: object, sql: str, values: Any, *_: object) -> None:  # noqa: ANN401 - the driver's
+            owner = self.names.get(values[0]) if values else None
+            if sql.startswith(self.verb) and owner not in (None, name):
+                with closing(sqlite3.connect(self.path(owner))) as other, other:
+                    other.execute(
+                        "INSERT INTO tenancy_suite_notes (tenant_id, id, text) VALUES (?, ?, ?)",
+                        values,
+                    )
+
+        return engine
+
+
+class MovesRowsWhereTheirKeySays(PutsRowsWhereTheirKeySays):
+    """Lets a row be given to another tenant by changing its key."""
+
+    verb = "UPDATE"
 
 
 class MixesUpUnderLoad(HonestFiles):
@@ -602,6 +712,28 @@ class DestroysEverybody(HonestFiles):
             super().remove(other)
 
 
+class DestroysLongerNames(HonestFiles):
+    """Removes the data of those, too, whose names begin like the one's that is destroyed."""
+
+    def takes(self, gone: str, other: str) -> bool:
+        """Compare the beginnings."""
+        return other.startswith(gone)
+
+    def remove(self, path: Path) -> None:
+        """Compare names without what makes them unique."""
+        for other in path.parent.glob("*.db"):
+            if self.takes(path.stem.rpartition("_")[0], other.stem.rpartition("_")[0]):
+                super().remove(other)
+
+
+class DestroysShorterNames(DestroysLongerNames):
+    """Removes the data of those, too, whose names are the beginning of the one's."""
+
+    def takes(self, gone: str, other: str) -> bool:
+        """Compare the beginnings, the other way round."""
+        return gone.startswith(other)
+
+
 class DestroysOnce(HonestFiles):
     """Fails where there is nothing to destroy."""
 
@@ -676,7 +808,7 @@ class LosesReaders(HonestFiles):
         return opened()
 
 
-HONEST_STRATEGIES: Final = (StrategyCase, GuardedCase)
+HONEST_STRATEGIES: Final = (StrategyCase, GuardedCase, ScopedCase)
 
 STRATEGY_MUTANTS: Final = (
     mutant(
@@ -696,6 +828,18 @@ STRATEGY_MUTANTS: Final = (
         ForgetsTheTenantAfterCommit,
         "test_a_session_stays_its_tenants_after_commit_and_rollback",
     ),
+    mutant(
+        StrategyCase,
+        ForgetsAConnectionsTenantAfterCommit,
+        "test_a_connection_stays_its_tenants_after_commit_and_rollback",
+    ),
+    mutant(
+        StrategyCase,
+        ForgetsAConnectionsTenantAfterRollback,
+        "test_a_connection_stays_its_tenants_after_commit_and_rollback",
+    ),
+    mutant(ScopedCase, PutsRowsWhereTheirKeySays, "test_no_row_is_planted_with_another_tenant"),
+    mutant(ScopedCase, MovesRowsWhereTheirKeySays, "test_no_row_is_planted_with_another_tenant"),
     mutant(StrategyCase, MixesUpUnderLoad, "test_many_tenants_at_once_are_not_mixed_up"),
     mutant(StrategyCase, ServesForeigners, "test_a_tenant_of_another_strategy_is_refused"),
     mutant(GuardedCase, AttachesFiles, "test_sql_that_names_another_tenants_place_is_refused"),
@@ -734,6 +878,16 @@ STRATEGY_MUTANTS: Final = (
     mutant(StrategyCase, CannotResume, "test_C1_provisioning_that_was_cancelled_can_be_completed"),
     mutant(StrategyCase, DestroysNothing, "test_destroying_removes_the_data_and_nobody_elses"),
     mutant(StrategyCase, DestroysEverybody, "test_destroying_removes_the_data_and_nobody_elses"),
+    mutant(
+        StrategyCase,
+        DestroysLongerNames,
+        "test_destroying_spares_those_whose_names_begin_alike",
+    ),
+    mutant(
+        StrategyCase,
+        DestroysShorterNames,
+        "test_destroying_spares_those_whose_names_begin_alike",
+    ),
     mutant(StrategyCase, DestroysOnce, "test_destroying_what_was_never_there_is_no_error"),
     mutant(StrategyCase, BringsBackTheDestroyed, "test_C5_what_was_destroyed_does_not_reappear"),
     mutant(
