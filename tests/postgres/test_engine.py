@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import (
@@ -13,14 +13,17 @@ from sqlalchemy import (
     column,
     func,
     literal_column,
+    make_url,
     select,
     text,
     union_all,
     values,
 )
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import aliased
 
 from support.postgres import Note, opened, provisioned
+from tenancy_core._stores.sql.reach import reach
 from tenancy_core.errors import BackendUnavailable, IsolationError
 from tenancy_postgres.harmless import leaves_nothing, leaves_prepared
 
@@ -95,6 +98,73 @@ async def test_a_server_that_is_not_there_is_unavailable_at_once(
         async with opened(postgres_database, url=ATTACKED):
             pass
     assert "hunter2" not in str(caught.value)
+
+
+async def nobody_is_let_in(database: PostgresDatabase, url: str, why: str) -> None:
+    async with opened(database) as isolation:
+        (acme,) = await provisioned(isolation, "acme")
+    with pytest.raises(BackendUnavailable) as caught:
+        async with opened(database, url=url) as isolation, isolation.session(acme) as session:
+            await session.execute(text("SELECT 1"))
+    assert str(caught.value) == f"The tenant's database cannot be used now ({why})."
+    assert database.name not in repr(caught.value)
+    assert database.password not in repr(caught.value)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        ("password", "28P01: the server refuses this user or password"),
+        ("username", "28P01: the server refuses this user or password"),
+        ("database", "3D000: there is no database of that name"),
+    ],
+)
+async def test_a_part_of_the_url_that_is_wrong_is_told(
+    postgres_database: PostgresDatabase, part: str, why: str
+) -> None:
+    right = make_url(postgres_database.app_url)
+    wrong: Any = {part: f"{getattr(right, part)}x"}
+    url = right.set(**wrong).render_as_string(hide_password=False)
+    await nobody_is_let_in(postgres_database, url, why)
+
+
+@pytest.mark.anyio
+async def test_the_tenant_store_tells_it_in_the_same_words(
+    postgres_database: PostgresDatabase,
+) -> None:
+    url = make_url(postgres_database.control_url).set(password="hunter2")
+    engine = create_async_engine(url)
+    with pytest.raises(BackendUnavailable) as caught:
+        async with reach, engine.connect():
+            pass
+    assert str(caught.value) == (
+        "The tenant store cannot be reached (28P01: the server refuses this user or password)."
+    )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("NOLOGIN", "28000: the server refuses this role from here"),
+        ("CONNECTION LIMIT 0", "53300: the server has no connection left for this role"),
+    ],
+)
+async def test_a_role_that_may_not_come_in_is_told(
+    postgres_database: PostgresDatabase, option: str, why: str
+) -> None:
+    # Another role than the app's: the first opening is to succeed.
+    role = f"{postgres_database.name}_other"
+    try:
+        await postgres_database.admin(
+            f"CREATE ROLE {role} {option} PASSWORD '{postgres_database.password}'"
+        )
+        if option != "NOLOGIN":
+            await postgres_database.admin(f"ALTER ROLE {role} LOGIN")
+        await nobody_is_let_in(postgres_database, postgres_database.url(role), why)
+    finally:
+        await postgres_database.admin(f"DROP ROLE IF EXISTS {role}")
 
 
 @pytest.mark.parametrize(

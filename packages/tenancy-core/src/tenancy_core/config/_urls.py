@@ -27,11 +27,20 @@ _DRIVERS: Final = {
 }
 """What people write → the URL scheme of the async driver that tenancy uses."""
 
+_EXAMPLES: Final = {
+    "sqlite+aiosqlite": "sqlite+aiosqlite:///./data/control.db",
+    "postgresql+asyncpg": "postgresql+asyncpg://user:password@host/name",
+}
+
 _ASYNC: Final = frozenset({"sqlite+aiosqlite", "postgresql+asyncpg", "mysql+aiomysql"})
 
 
-def require_async_url(url: str) -> None:
+def require_async_url(url: str, *, only: str | None = None) -> None:
     """Check the form of a database URL.
+
+    Args:
+        url: Any text.
+        only: SQLAlchemy dialect of the one database that it may be of; None allows all.
 
     Raises:
         ValueError: It is no URL, is malformed, or its driver is not the async one of its database.
@@ -40,19 +49,23 @@ def require_async_url(url: str) -> None:
     if url != url.strip():
         raise ValueError("starts or ends with a space or a line break; remove it")
     match = _SCHEME.match(url)
+    allowed = _ASYNC if only is None else frozenset({_DRIVERS[only]})
     if match is None:
-        raise ValueError(
-            "is no database URL (for instance sqlite+aiosqlite:///./data/control.db, "
-            "or postgresql+asyncpg://user:password@host/name)"
+        examples = ", or ".join(
+            _EXAMPLES[scheme] for scheme in sorted(allowed & _EXAMPLES.keys(), reverse=True)
         )
+        raise ValueError(f"is no database URL (for instance {examples})")
     dialect, driver = match.groups()
     scheme = f"{dialect}+{driver}" if driver else dialect
-    if scheme in _ASYNC:
+    if scheme in allowed:
         _require_form(dialect, url[match.end() :])
         return
     wanted = _DRIVERS.get(dialect)
-    if wanted is None:
-        raise ValueError(f"names the database {dialect!r}; there are {', '.join(sorted(_ASYNC))}")
+    if wanted not in allowed:
+        verb = "are" if only is None else "is"
+        raise ValueError(
+            f"names the database {dialect!r}; there {verb} {', '.join(sorted(allowed))}"
+        )
     named = f"names the driver {driver!r}" if driver else "names no driver"
     raise ValueError(f"{named}; tenancy uses async drivers: start it with {wanted}://")
 

@@ -107,9 +107,16 @@ def _lacks_rights(engine: AsyncEngine, setting: str) -> ConfigurationError:
     role, database = engine.url.username, engine.url.database
     # A URL that leaves them out has those of the environment, or of the machine's user.
     grantee, place = quote(role or "its_role"), quote(database or "its_database")
+    # With one URL for everything its role is the sessions', which had better not read the store.
+    first = (
+        "Set TENANCY_CONTROL_DATABASE_URL with a role of its own that may create in its database; "
+        f"sessions keep that of {setting}. Or have one role for both. "
+        if setting == "TENANCY_DATABASE_URL"
+        else ""
+    )
     return ConfigurationError(
         f"The role {role or ''!r} of {setting} may not make the tables of the tenant store, or may "
-        "not use those that are there. Where there is no schema "
+        f"not use those that are there. {first}Where there is no schema "
         f"{tables.NAMESPACE} yet, run as the owner of the database: CREATE SCHEMA "
         f"{tables.NAMESPACE} AUTHORIZATION {grantee}; or let it make one: GRANT CREATE ON DATABASE "
         f"{place} TO {grantee}. Where there is one, name the role that owns it in {setting}, or "

@@ -48,9 +48,8 @@ class _Reach(AbstractAsyncContextManager[None]):
             or isinstance(error, (OperationalError, OSError, PoolTimeoutError))
             or (isinstance(error, DBAPIError) and error.connection_invalidated)
         ):
-            raise BackendUnavailable(
-                f"The tenant store cannot be reached ({code or type(error).__name__})."
-            ) from error
+            why = postgres.in_words(code) if code else type(error).__name__
+            raise BackendUnavailable(f"The tenant store cannot be reached ({why}).") from error
 
 
 def _code_of(error: BaseException | None) -> str | None:
