@@ -34,6 +34,7 @@ SECRETS: dict[str, Any] = dict.fromkeys(secret_settings(TenancyConfig), URL_WITH
     "jwt_issuers": [{"issuer": "https://id.example", "audience": "a", "secret": CANARY * 4}],
 }
 BESIDE: dict[str, dict[str, Any]] = {
+    "database_url_template": {"isolation_strategy": "database"},
     "encryption_keys": {"enable_encryption": True},
     "jwt_secret": {"resolution_strategy": "jwt", "jwt_audience": "a", "jwt_issuer": "https://b"},
     "jwt_issuers": {"resolution_strategy": "jwt"},

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tenancy_core.config import TenancyConfig
     from tenancy_core.contract import TenantStore
+    from tenancy_core.crypto import TenantSecrets
     from tenancy_core.sql.budget import ConnectionBudget
 
 __all__ = ["BuildContext", "Provider", "Section"]
@@ -80,6 +81,7 @@ class BuildContext:
         connections: The process's one ceiling on database connections.
         store: The tenant store; None while the store itself is being built.
         clock: Seconds, never going back; for what this process caches and counts on its own.
+        secrets: Tenants' secrets; None while the store is being built, and without encryption.
     """
 
     config: TenancyConfig
@@ -87,3 +89,4 @@ class BuildContext:
     connections: ConnectionBudget
     store: TenantStore | None = None
     clock: Callable[[], float] = monotonic
+    secrets: TenantSecrets | None = None

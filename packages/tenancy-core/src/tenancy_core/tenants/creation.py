@@ -17,7 +17,7 @@ from tenancy_core.tenants.failures import log_failure
 from tenancy_core.tenants.rules import CREATE, ERASE, UNFINISHED, require_status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from uuid import UUID
 
     from tenancy_core.config import TenancyConfig
@@ -59,11 +59,13 @@ class Creation:
         plan: str | None,
         limits: Mapping[str, int],
         metadata: Mapping[str, Any],
+        server: str | None,
         author: Author,
     ) -> Tenant:
         """Write the record of a tenant that has no place yet.
 
         Raises:
+            ValueError: There is no such server.
             TenantExists: The identifier is taken, or was another's and is not released.
             TenantLimitReached: There are ``max_tenants`` already.
         """
@@ -85,6 +87,7 @@ class Creation:
             ),
             metadata=seal_metadata(metadata, cipher),
         )
+        tenant = self._placed(tenant, server)
         action = "tenant.created"
         async with self._changes.store.transaction() as transaction:
             await transaction.create(tenant)
@@ -104,6 +107,17 @@ class Creation:
             await self._require_room(transaction)
             await self._identifiers.require_free(transaction, identifier, tenant_id)
         await self._changes.tell(tenant, action, event)
+        return tenant
+
+    def _placed(self, tenant: Tenant, server: str | None) -> Tenant:
+        place: Callable[..., Tenant] | None = getattr(self._isolation, "place", None)
+        if place is not None:
+            return place(tenant, server=server)
+        if server not in (None, tenant.placement.server):
+            raise ValueError(
+                f"There is no server {server!r}: the isolation strategy {tenant.isolation!r} has "
+                f"one, which is called {tenant.placement.server!r}."
+            )
         return tenant
 
     async def _require_room(self, transaction: StoreTransaction) -> None:

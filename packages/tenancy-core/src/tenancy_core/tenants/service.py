@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["TenantService"]
 
 _MOST_PER_PAGE: Final = 1000
+_PLACED: Final = SERVED | {TenantStatus.ARCHIVED}
 _PATIENCE: Final = timedelta(minutes=5)
 """A creation that is under way for less than this may well be finished by whoever began it."""
 
@@ -71,6 +72,7 @@ class TenantService:
     ) -> None:
         self._config = config
         self._store = store
+        self._isolation = isolation
         self._changes = Changes(store=store, directory=directory, audit=audit, observers=observers)
         self._identifiers = Identifiers(config, store)
         self._vault = Vault(changes=self._changes, cipher=cipher)
@@ -163,6 +165,7 @@ class TenantService:
         limits: Mapping[str, int] | None = None,
         metadata: Mapping[str, Any] | None = None,
         tenant_id: UUID | None = None,
+        server: str | None = None,
         reason: str | None = None,
         actor: str | None = None,
     ) -> Tenant:
@@ -179,6 +182,8 @@ class TenantService:
             limits: Overrides of the plan: ``rate_limit_per_minute``, ``rate_limit_burst``.
             metadata: The application's own JSON values; what is ``Sensitive`` is encrypted.
             tenant_id: By default a random UUID.
+            server: Alias of the database server that is to hold its data, where the isolation
+                strategy knows several; by default ``default``.
             reason: Why, for the audit log.
             actor: Who does it, for the audit log.
 
@@ -187,7 +192,8 @@ class TenantService:
             TenantExists: The identifier is taken, or was another tenant's and is not released.
             TenantLimitReached: There are ``max_tenants`` already.
             IdentifierCollision: The derived database name is taken; nothing was created.
-            ValueError: The name, the plan, a limit or the metadata is none that is allowed.
+            ValueError: The name, the plan, a limit, the metadata or the server is none that is
+                allowed.
         """
         validate_identifier(identifier)
         name = identifier if name is None else name
@@ -205,11 +211,13 @@ class TenantService:
                 plan=plan,
                 limits=limits or {},
                 metadata=metadata or {},
+                server=server,
                 author=author,
             )
         elif (
             existing.status in UNFINISHED
             and tenant_id in (None, existing.id)
+            and server in (None, existing.placement.server)
             and (existing.name, existing.plan) == (name, plan)
             and dict(existing.limits) == dict(limits or {})
             and await self._vault.reveal(existing) == reveal_metadata(metadata or {}, None)
@@ -596,6 +604,36 @@ class TenantService:
         )
 
     # -- secrets -------------------------------------------------------------------------------
+
+    async def rotate_credentials(
+        self, tenant: str | UUID, /, *, reason: str | None = None, actor: str | None = None
+    ) -> Tenant:
+        """Give a tenant a new password for its database. No session fails, in no process.
+
+        Killed anywhere, the tenant is served all the same, and calling again finishes it. What is
+        connected already stays so until it is done.
+
+        Args:
+            tenant: Its identifier or its id.
+            reason: Why, for the audit log.
+            actor: Who, for the audit log.
+
+        Raises:
+            TenantNotFound: There is none.
+            InvalidTransition: It has no place yet, or no more.
+            ConfigurationError: Tenants have no credentials of their own.
+        """
+        found = await self.get(tenant)
+        require_status(found, _PLACED, "get other credentials")
+        rotate: Any = getattr(self._isolation, "rotate_credentials", None)
+        if rotate is None:
+            raise ConfigurationError(
+                f"With the isolation strategy {found.isolation!r} tenants have no credentials of "
+                "their own."
+            )
+        await rotate(found)
+        author = Author(actor, reason)
+        return await self._changes.apply(found.id, "tenant.credentials_rotated", replace, author)
 
     async def put_secret(
         self,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import SecretStr
 
 from tenancy_core.crypto import reveal_metadata
+from tenancy_core.crypto.secrets import DATA_KEY, RESERVED, secret_field
 from tenancy_core.errors import (
     ConfigurationError,
     DecryptionError,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Vault"]
 
-_DATA_KEY: Final = "data-key"
 _TRIES: Final = 5
 _HALF: Final = re.compile("[\ud800-\udfff]")
 _OFF: Final = "encryption is off. Set TENANCY_ENABLE_ENCRYPTION=true and TENANCY_ENCRYPTION_KEYS."
@@ -64,13 +64,13 @@ class Vault:
         self, transaction: StoreTransaction, tenant_id: UUID, wrapped: bytes
     ) -> None:
         """Keep a wrapped data key."""
-        await transaction.put_secret(tenant_id, _DATA_KEY, wrapped)
+        await transaction.put_secret(tenant_id, DATA_KEY, wrapped)
 
     async def cipher(self, tenant: Tenant) -> FieldCipher | None:
         """Return what decrypts for a tenant; None without encryption, and without a data key."""
         if self._cipher is None:
             return None
-        wrapped = await self._changes.store.get_secret(tenant.id, _DATA_KEY)
+        wrapped = await self._changes.store.get_secret(tenant.id, DATA_KEY)
         return None if wrapped is None else self._cipher.open(tenant.id, wrapped)
 
     async def apply(
@@ -131,7 +131,7 @@ class Vault:
         """Wrap a tenant's data key with the first key; False if it is already, or has none."""
         if self._cipher is None:
             raise _off()
-        wrapped = await self._changes.store.get_secret(tenant.id, _DATA_KEY)
+        wrapped = await self._changes.store.get_secret(tenant.id, DATA_KEY)
         if wrapped is None:
             return False
         renewed = self._cipher.rewrap(tenant.id, wrapped)
@@ -154,8 +154,10 @@ class Vault:
     ) -> Tenant:
         """Keep a secret, or with None forget it."""
         check_secret_name(name)
-        if name == _DATA_KEY:
-            raise ValueError(f"The name {_DATA_KEY!r} is kept for the key of the others.")
+        if name == DATA_KEY:
+            raise ValueError(f"The name {DATA_KEY!r} is kept for the key of the others.")
+        if name.startswith(RESERVED):
+            raise ValueError(f"Names that begin with {RESERVED!r} are kept for tenancy itself.")
         if value is not None and self._cipher is None:
             raise _off()
         # The error that encoding would raise holds the whole text.
@@ -166,7 +168,7 @@ class Vault:
             if value is None or cipher is None:
                 await transaction.delete_secret(tenant.id, name)
             else:
-                encrypted = cipher.encrypt(_field(name), value.get_secret_value().encode())
+                encrypted = cipher.encrypt(secret_field(name), value.get_secret_value().encode())
                 await transaction.put_secret(tenant.id, name, encrypted)
 
         action = "tenant.secret_forgotten" if value is None else "tenant.secret_kept"
@@ -178,7 +180,7 @@ class Vault:
         """Return a secret, or None."""
         check_secret_name(name)
         stored = await self._changes.store.get_secret(tenant.id, name)
-        if stored is None or name == _DATA_KEY:
+        if stored is None or name == DATA_KEY or name.startswith(RESERVED):
             return None
         cipher = await self.cipher(tenant)
         if cipher is None:
@@ -186,20 +188,16 @@ class Vault:
                 f"Tenant {tenant.id} has a secret {name!r}, and "
                 + ("no data key." if self._cipher is not None else _OFF)
             )
-        return SecretStr(cipher.decrypt(_field(name), stored).decode())
+        return SecretStr(cipher.decrypt(secret_field(name), stored).decode())
 
     async def names(self, tenant: Tenant) -> Sequence[str]:
         """Return the names of a tenant's secrets, sorted."""
         names = await self._changes.store.secret_names(tenant.id)
-        return [name for name in names if name != _DATA_KEY]
+        return [name for name in names if name != DATA_KEY and not name.startswith(RESERVED)]
 
     async def reveal(self, tenant: Tenant) -> dict[str, Any]:
         """Return a tenant's metadata, its encrypted values as ``Sensitive``."""
         return reveal_metadata(tenant.metadata, await self.cipher(tenant))
-
-
-def _field(name: str) -> str:
-    return f"secret:{name}"
 
 
 def _swap(
