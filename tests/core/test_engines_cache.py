@@ -13,6 +13,8 @@ from support.waiting import until
 from tenancy_core.errors import BackendUnavailable
 from tenancy_core.sql import ConnectionBudget, EngineCache, EngineLease, make_engine
 from tenancy_core.sql.sqlite import file_url
+from tenancy_core.tenant import Placement
+from tenancy_core.testing.fakes import make_tenant
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from tenancy_core import TenancyConfig
+    from tenancy_core.tenant import Tenant
 
 pytestmark = pytest.mark.anyio
 
@@ -50,12 +53,29 @@ async def cache(
 ) -> AsyncIterator[EngineCache]:
     config = make_config()
 
-    def make(key: str) -> AsyncEngine:
-        made.append(key)
+    def make(tenant: Tenant) -> AsyncEngine:
+        made.append(key := tenant.placement.name)
         return make_engine(file_url(tmp_path / f"{key}.db"), config, budget)
 
     async with EngineCache(make, 2) as opened:
         yield opened
+
+
+@pytest.fixture
+async def renewing(
+    tmp_path: Path, make_config: Callable[..., TenancyConfig], budget: ConnectionBudget
+) -> AsyncIterator[EngineCache]:
+    config = make_config()
+
+    def make(tenant: Tenant) -> AsyncEngine:
+        return make_engine(file_url(tmp_path / tenant.placement.name), config, budget)
+
+    async with EngineCache(make, 2, renews=True) as opened:
+        yield opened
+
+
+def place(name: str, version: int = 1) -> Tenant:
+    return make_tenant(placement=Placement(name=name), version=version)
 
 
 async def use(lease: EngineLease) -> None:
@@ -65,7 +85,7 @@ async def use(lease: EngineLease) -> None:
 
 async def use_and_release(cache: EngineCache, *keys: str) -> None:
     for key in keys:
-        lease = cache.lease(key)
+        lease = cache.lease(place(key))
         await use(lease)
         await lease.release()
 
@@ -90,13 +110,13 @@ async def test_the_engine_that_was_used_least_recently_goes_first(
 
 
 async def test_P7_an_engine_in_use_is_never_evicted(cache: EngineCache, made: list[str]) -> None:
-    held = [cache.lease(key) for key in ("a", "b", "c")]
+    held = [cache.lease(place(key)) for key in ("a", "b", "c")]
     assert len(cache) == 3
     await use_and_release(cache, "d", "e")
     assert [key for key in "abcde" if key in cache] == ["a", "b", "c"]
     for lease in held:
         await use(lease)
-    second = cache.lease("a")
+    second = cache.lease(place("a"))
     assert second.engine is held[0].engine
     for lease in held:
         await lease.release()
@@ -109,7 +129,7 @@ async def test_P7_an_engine_in_use_is_never_evicted(cache: EngineCache, made: li
 async def test_P7_an_evicted_engine_is_closed_and_makes_no_second_pool(
     cache: EngineCache, real: RealConnections
 ) -> None:
-    lease = cache.lease("a")
+    lease = cache.lease(place("a"))
     await use(lease)
     engine = lease.engine
     await lease.release()
@@ -126,7 +146,7 @@ async def test_P7_while_engines_come_and_go_nobody_loses_the_one_in_use(
 ) -> None:
     async def work(number: int) -> None:
         for turn in range(6):
-            lease = cache.lease("abcde"[(number + turn) % 5])
+            lease = cache.lease(place("abcde"[(number + turn) % 5]))
             try:
                 await use(lease)
                 await asyncio.sleep(0)
@@ -145,12 +165,12 @@ async def test_closing_the_cache_closes_every_engine_and_refuses_new_leases(
     cache: EngineCache, budget: ConnectionBudget, real: RealConnections
 ) -> None:
     await use_and_release(cache, "a", "b")
-    held = cache.lease("c")
+    held = cache.lease(place("c"))
     await use(held)
     await cache.__aexit__(None, None, None)
     assert (len(cache), budget.open, real.now) == (0, 0, 0)
     with pytest.raises(BackendUnavailable):
-        cache.lease("a")
+        cache.lease(place("a"))
     with pytest.raises(BackendUnavailable):
         await use(held)
     await held.release()
@@ -168,7 +188,7 @@ async def test_closing_is_not_stopped_half_way_by_a_cancellation(
     with pytest.raises(asyncio.CancelledError):
         await task
     with pytest.raises(BackendUnavailable):
-        cache.lease("a")
+        cache.lease(place("a"))
     await until(lambda: real.now == 0)
     assert budget.open == 0
 
@@ -183,7 +203,7 @@ async def test_a_barred_key_has_no_open_connection_and_gets_none(
     async with cache.barred("a", 30):
         assert real.now == 1
         with pytest.raises(BackendUnavailable, match="removed"):
-            cache.lease("a")
+            cache.lease(place("a"))
         with pytest.raises(BackendUnavailable, match="removed"):
             await cache.barred("a", 30).__aenter__()
         await use_and_release(cache, "b")
@@ -193,7 +213,7 @@ async def test_a_barred_key_has_no_open_connection_and_gets_none(
 async def test_barring_a_key_waits_for_those_who_use_it(
     cache: EngineCache, real: RealConnections
 ) -> None:
-    leases = [cache.lease("a"), cache.lease("a")]
+    leases = [cache.lease(place("a")), cache.lease(place("a"))]
     await use(leases[0])
     entered = asyncio.Event()
 
@@ -214,7 +234,7 @@ async def test_barring_a_key_waits_for_those_who_use_it(
 
 
 async def test_a_key_that_stays_in_use_is_not_barred(cache: EngineCache) -> None:
-    lease = cache.lease("a")
+    lease = cache.lease(place("a"))
     with pytest.raises(BackendUnavailable, match=r"still in use after 0\.01 seconds"):
         await cache.barred("a", 0.01).__aenter__()
     await use(lease)
@@ -223,7 +243,7 @@ async def test_a_key_that_stays_in_use_is_not_barred(cache: EngineCache) -> None
 
 
 async def test_barring_that_is_cancelled_bars_nobody(cache: EngineCache) -> None:
-    lease = cache.lease("a")
+    lease = cache.lease(place("a"))
     task = asyncio.create_task(cache.barred("a", 60).__aenter__())
     await until(lambda: "a" in cache._barred)
     task.cancel()
@@ -231,3 +251,67 @@ async def test_barring_that_is_cancelled_bars_nobody(cache: EngineCache) -> None
         await task
     await use_and_release(cache, "a")
     await lease.release()
+
+
+async def test_P10_a_changed_record_gets_a_new_engine_and_the_old_one_serves_to_its_end(
+    renewing: EngineCache, budget: ConnectionBudget
+) -> None:
+    old = renewing.lease(place("a"))
+    await use(old)
+    new = renewing.lease(place("a", version=2))
+    assert new.engine is not old.engine
+    # Somebody who read the record before it was changed.
+    late = renewing.lease(place("a"))
+    assert late.engine is new.engine
+    await use(old)
+    await use(new)
+    assert budget.open == 2
+    await late.release()
+    await new.release()
+    assert budget.open == 2
+    await old.release()
+    assert (budget.open, len(renewing)) == (1, 1)
+    with pytest.raises(BackendUnavailable, match="closed"):
+        await use(old)
+
+
+async def test_a_place_is_barred_only_when_its_old_engine_is_unused_too(
+    renewing: EngineCache, budget: ConnectionBudget
+) -> None:
+    old = renewing.lease(place("a"))
+    await renewing.lease(place("a", version=2)).release()
+    with pytest.raises(BackendUnavailable, match="still in use"):
+        async with renewing.barred("a", 0.01):
+            raise AssertionError("It was entered.")
+    await old.release()
+    async with renewing.barred("a", 10):
+        assert budget.open == 0
+
+
+async def test_retired_engines_are_closed_with_the_cache(
+    renewing: EngineCache, budget: ConnectionBudget
+) -> None:
+    old = renewing.lease(place("a"))
+    await use(old)
+    await use(renewing.lease(place("a", version=2)))
+    assert budget.open == 2
+    await renewing.__aexit__(None, None, None)
+    assert budget.open == 0
+
+
+async def test_a_place_that_is_made_anew_gets_a_new_engine(
+    cache: EngineCache, budget: ConnectionBudget
+) -> None:
+    await cache.renew("a")
+    old = cache.lease(place("a"))
+    await use(old)
+    await cache.renew("a")
+    new = cache.lease(place("a"))
+    assert new.engine is not old.engine
+    await use(new)
+    assert budget.open == 2
+    await old.release()
+    assert budget.open == 1
+    await new.release()
+    await cache.renew("a")
+    assert (budget.open, len(cache)) == (0, 0)

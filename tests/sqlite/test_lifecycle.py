@@ -199,9 +199,9 @@ async def test_P9_a_hundred_first_requests_of_a_tenant_make_one_engine(
     made: list[str] = []
     make = engines(tenancy)._make
 
-    def counting(name: str) -> Any:
-        made.append(name)
-        return make(name)
+    def counting(tenant: Tenant) -> Any:
+        made.append(tenant.placement.name)
+        return make(tenant)
 
     monkeypatch.setattr(engines(tenancy), "_make", counting)
 

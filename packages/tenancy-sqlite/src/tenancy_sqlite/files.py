@@ -162,7 +162,8 @@ class TenantFiles:
 
 def _disown(path: Path, patience: float) -> None:
     """Take the mark of a complete database from a file."""
-    with closing(sqlite3.connect(path, timeout=patience, isolation_level=None)) as connection:
+    opened = TransactionalConnection(str(path), timeout=patience, isolation_level=None)
+    with closing(opened) as connection:
         try:
             connection.execute("PRAGMA application_id = 0")
         except sqlite3.Error as error:

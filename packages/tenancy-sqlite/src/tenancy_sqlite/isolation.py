@@ -71,7 +71,7 @@ class SqliteDatabaseIsolation:
         self._files = TenantFiles(root)
         self._synchronous = synchronous
         self._metadata = metadata
-        self._engines = EngineCache(self._engine, config.max_cached_engines)
+        self._engines = EngineCache(self._engine_of, config.max_cached_engines)
         self._gates = WriteGates(config.database_pool_timeout)
 
     @classmethod
@@ -127,6 +127,9 @@ class SqliteDatabaseIsolation:
         if read_only:
             return {"options": _READS}
         return {"gate": self._gates.of(tenant.placement.name)}
+
+    def _engine_of(self, tenant: Tenant) -> AsyncEngine:
+        return self._engine(tenant.placement.name)
 
     def _engine(self, name: str, *, complete: bool = True) -> AsyncEngine:
         factory = self._files.connection_class(synchronous=self._synchronous, complete=complete)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from tenancy_core.config import TenancyConfig
+    from tenancy_core.sql.breaker import Breaker
     from tenancy_core.sql.budget import ConnectionBudget
+    from tenancy_core.tenant import Tenant
 
 __all__ = [
     "EngineCache",
@@ -45,6 +47,7 @@ def make_engine(
     budget: ConnectionBudget,
     *,
     control: bool = False,
+    breakers: tuple[Breaker, ...] = (),
     **options: Any,
 ) -> AsyncEngine:
     """Make an engine whose connections count towards the process's ceiling.
@@ -54,6 +57,8 @@ def make_engine(
         config: Gives the pool settings and ``database_echo``.
         budget: The ceiling.
         control: Whether it serves the control plane.
+        breakers: Of what has to answer when a connection is opened; see
+            :mod:`tenancy_core.sql.breaker`.
         **options: Passed on to ``create_async_engine``, where they win over the settings.
     """
     settings: dict[str, Any] = {
@@ -71,6 +76,7 @@ def make_engine(
             most=config.database_pool_size + config.database_max_overflow,
             timeout=config.database_pool_timeout,
             control=control,
+            breakers=breakers,
         ),
         hide_parameters=_HIDDEN,
         **settings,
@@ -103,35 +109,34 @@ class Lease(Protocol):
 
 
 class EngineSource(Protocol):
-    """Where sessions take the engine of a tenant from.
+    """Where sessions take the engine of a tenant from."""
 
-    Attributes:
-        affine: Whether it matters which of its connections a session gets.
-    """
-
-    affine: bool
-
-    def lease(self, key: str) -> Lease:
-        """Return the engine of a key; release it after use."""
+    def lease(self, tenant: Tenant) -> Lease:
+        """Return the engine of a tenant; release it after use."""
         ...
 
 
 class SharedEngine:
     """One engine for all tenants: what tells them apart is in their transactions.
 
-    Attributes:
-        engine: The engine.
+    Args:
+        engine: The engine. No tenant then has more of its connections than its share.
         affine: Whether a session had better have a connection that its tenant had last, because
             the server then finds the plans of its statements.
+
+    Attributes:
+        engine: The engine.
     """
 
-    __slots__ = ("affine", "engine")
+    __slots__ = ("engine",)
 
     def __init__(self, engine: AsyncEngine, *, affine: bool = False) -> None:
         self.engine = engine
-        self.affine = affine
+        if isinstance(engine.pool, BudgetedPool):
+            engine.pool.shared = True
+            engine.pool.affine = affine
 
-    def lease(self, key: str) -> SharedEngine:  # noqa: ARG002 - as EngineSource
+    def lease(self, tenant: Tenant) -> SharedEngine:  # noqa: ARG002 - as EngineSource
         """Return the one engine."""
         return self
 
@@ -163,93 +168,126 @@ class EngineLease:
 
 
 class _Entry:
-    __slots__ = ("engine", "unused", "users")
+    __slots__ = ("engine", "unused", "users", "version")
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, version: int) -> None:
         self.engine = engine
         self.users = 0
         self.unused = asyncio.Event()
+        self.version = version
 
 
 class EngineCache:
-    """Engines by key, least recently used first, at most ``size`` of them while they are idle.
+    """Engines by the name of the tenant's place, at most ``size`` of them while they are idle.
 
-    An engine in use is never evicted: with more tenants at once than ``size`` the cache grows
-    for as long as they are busy, and shrinks when they are done. Making an engine does no I/O and
-    does not await, so a hundred first requests of one tenant make one engine.
+    The least recently used go first. An engine in use is never evicted: with more tenants at once
+    than ``size`` the cache grows for as long as they are busy, and shrinks when they are done.
+    Making an engine does no I/O and does not await, so a hundred first requests of one tenant make
+    one engine.
 
     Args:
-        make: Makes the engine of a key.
+        make: Makes the engine of a tenant.
         size: The setting ``max_cached_engines``.
+        renews: Whether a tenant whose record has changed gets a new engine. The old one serves
+            whoever uses it, and is closed after the last of them.
     """
 
-    __slots__ = ("_barred", "_closed", "_entries", "_make", "_size", "affine")
+    __slots__ = (
+        "_barred",
+        "_closed",
+        "_entries",
+        "_make",
+        "_renews",
+        "_retired",
+        "_size",
+    )
 
-    def __init__(self, make: Callable[[str], AsyncEngine], size: int) -> None:
+    def __init__(
+        self, make: Callable[[Tenant], AsyncEngine], size: int, *, renews: bool = False
+    ) -> None:
         self._make = make
         self._size = size
+        self._renews = renews
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._retired: dict[_Entry, str] = {}
         self._barred: set[str] = set()
         self._closed = False
-        # All connections of a tenant's own engine are the tenant's.
-        self.affine = False
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._entries
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
 
-    def lease(self, key: str) -> EngineLease:
-        """Return the engine of a key, making it if need be; release it after use.
+    def lease(self, tenant: Tenant) -> EngineLease:
+        """Return the engine of a tenant, making it if need be; release it after use.
 
         Raises:
-            BackendUnavailable: The cache is closed, or the key is barred.
+            BackendUnavailable: The cache is closed, or the tenant's place is barred.
         """
         if self._closed:
             raise BackendUnavailable("The database engines are closed.")
-        if key in self._barred:
+        name = tenant.placement.name
+        if name in self._barred:
             raise BackendUnavailable("The database of this tenant is being removed.")
-        entry = self._entries.get(key)
+        entry = self._entries.get(name)
+        if entry is not None and self._renews and entry.version < tenant.version:
+            self._retired[self._entries.pop(name)] = name
+            entry = None
         if entry is None:
-            entry = self._entries[key] = _Entry(self._make(key))
+            entry = self._entries[name] = _Entry(self._make(tenant), tenant.version)
         else:
-            self._entries.move_to_end(key)
+            self._entries.move_to_end(name)
             entry.unused.clear()
         entry.users += 1
         return EngineLease(self, entry)
 
+    async def renew(self, name: str) -> None:
+        """Give whoever comes next a new engine; the old one serves whoever uses it."""
+        entry = self._entries.pop(name, None)
+        if entry is not None:
+            self._retired[entry] = name
+            await self.shrink()
+
     async def shrink(self) -> None:
-        """Dispose of idle engines, oldest first, while there are more than ``size``."""
+        """Dispose of engines that nobody uses: retired ones, and the oldest beyond ``size``."""
+        for entry in [entry for entry in self._retired if not entry.users]:
+            # Another task may be at it already.
+            if self._retired.pop(entry, None) is not None:
+                await settle(entry.engine.dispose())
         while len(self._entries) > self._size:
-            key = next((key for key, entry in self._entries.items() if not entry.users), None)
-            if key is None:
+            name = next((name for name, entry in self._entries.items() if not entry.users), None)
+            if name is None:
                 return
-            await settle(self._entries.pop(key).engine.dispose())
+            await settle(self._entries.pop(name).engine.dispose())
 
     @asynccontextmanager
-    async def barred(self, key: str, timeout: float) -> AsyncGenerator[None, None]:  # noqa: ASYNC109 - its caller's setting
-        """Keep everybody from a key for a block, which begins when no connection is open any more.
+    async def barred(self, name: str, timeout: float) -> AsyncGenerator[None, None]:  # noqa: ASYNC109 - its caller's setting
+        """Keep everybody from a place for a block; it begins when no connection is open any more.
 
         Args:
-            key: Of the engine; there need not be one.
+            name: Of the place; there need not be an engine.
             timeout: Seconds to wait for those who use it.
 
         Raises:
             BackendUnavailable: It was still in use then, or is barred by somebody else.
         """
-        if key in self._barred:
+        if name in self._barred:
             raise BackendUnavailable("The database of this tenant is being removed.")
-        self._barred.add(key)
+        self._barred.add(name)
         try:
-            entry = self._entries.get(key)
+            for old in [old for old, place in self._retired.items() if place == name]:
+                await self._until_unused(old, timeout)
+                if self._retired.pop(old, None) is not None:
+                    await close_engine(old.engine)
+            entry = self._entries.get(name)
             if entry is not None:
                 await self._until_unused(entry, timeout)
-                self._entries.pop(key, None)
+                self._entries.pop(name, None)
                 await close_engine(entry.engine)
             yield
         finally:
-            self._barred.discard(key)
+            self._barred.discard(name)
 
     async def _until_unused(self, entry: _Entry, timeout: float) -> None:  # noqa: ASYNC109 - as above
         try:
@@ -272,13 +310,16 @@ class EngineCache:
         trace: TracebackType | None,
     ) -> None:
         self._closed = True
-        if self._entries:
+        if self._entries or self._retired:
             await settle(self._dispose_of_all())
 
     async def _dispose_of_all(self) -> None:
-        while self._entries:
-            key, entry = self._entries.popitem()
+        while self._entries or self._retired:
+            if self._entries:
+                name, entry = self._entries.popitem()
+            else:
+                entry, name = self._retired.popitem()
             try:
                 await close_engine(entry.engine)
             except BackendUnavailable:
-                _log.warning("a connection to the database %s was not closed in time", key)
+                _log.warning("a connection to the database %s was not closed in time", name)

@@ -71,7 +71,7 @@ class HonestFiles:
         self.metadata = metadata
         self.config = TenancyConfig(database_url="sqlite+aiosqlite:///unused.db")
         self.budget = ConnectionBudget(4)
-        self.engines = EngineCache(self.engine, 3)
+        self.engines = EngineCache(self.engine_of, 3)
         self.lines: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def __aenter__(self) -> Self:
@@ -103,6 +103,10 @@ class HonestFiles:
         """Refuse a place that is not there."""
         if not self.mark(name).exists():
             raise BackendUnavailable("The tenant's file is missing.")
+
+    def engine_of(self, tenant: Tenant) -> AsyncEngine:
+        """Return a new engine for a tenant's file."""
+        return self.engine(tenant.placement.name)
 
     def engine(self, name: str) -> AsyncEngine:
         """Return a new engine for a file."""
@@ -346,15 +350,16 @@ class ForgetsTheTenantAfterCommit(HonestFiles):
 
     def __init__(self, root: Path, metadata: MetaData) -> None:
         super().__init__(root, metadata)
-        self.others: set[str] = set()
+        self.others: dict[str, Tenant] = {}
 
     def session(
         self, tenant: Tenant, /, *, read_only: bool = False
     ) -> AbstractAsyncContextManager[AsyncSession]:
         """Move to another file after the first commit."""
         honest = super().session(tenant, read_only=read_only)
-        others = self.others - {tenant.placement.name}
-        self.others.add(tenant.placement.name)
+        name = tenant.placement.name
+        others = [other for key, other in self.others.items() if key != name]
+        self.others[name] = tenant
 
         @asynccontextmanager
         async def opened() -> AsyncGenerator[AsyncSession, None]:
