@@ -81,6 +81,7 @@ async def pools(
     await made.close()
     await until(lambda: real.now == 0)
     assert (made.budget.open, made.budget.idle, made.budget.waiting) == (0, 0, 0)
+    assert not made.budget.holders
 
 
 async def waiting(engine: AsyncEngine, budget: ConnectionBudget) -> asyncio.Task[AsyncConnection]:
@@ -89,6 +90,15 @@ async def waiting(engine: AsyncEngine, budget: ConnectionBudget) -> asyncio.Task
     task = asyncio.create_task(_connect(engine))
     await until(lambda: budget.waiting == before + 1)
     return task
+
+
+def waiters_of(budget: ConnectionBudget) -> list[Any]:
+    return [
+        waiter
+        for holder in budget.holders.values()
+        for line in (holder.lines or {}).values()
+        for waiter in line
+    ]
 
 
 async def _connect(engine: AsyncEngine) -> AsyncConnection:
@@ -150,6 +160,27 @@ async def test_what_the_control_plane_leaves_idle_is_not_lost_for_tenants(
         await connection.close()
 
 
+async def test_what_is_set_apart_is_kept_from_tenants_beside_the_stores_own(
+    pools: Pools, real: RealConnections
+) -> None:
+    budget = pools.ceiling(4)
+    holds, store = (pools.engine(name, control=True) for name in ("holds", "store"))
+    budget.set_apart(1)
+    first, second = pools.engine("first"), pools.engine("second")
+    held = [await first.connect(), await second.connect()]
+    waits = asyncio.ensure_future(first.connect())
+    await until(lambda: budget.waiting == 1)
+    async with holds.connect(), store.connect():
+        assert budget.open == real.most == 4
+        assert not waits.done()
+    with pytest.raises(ValueError, match="Tenants need a connection"):
+        budget.set_apart(2)
+    budget.set_apart(-1)  # it is not needed any more: whoever waits has it
+    held.append(await waits)
+    for connection in held:
+        await connection.close()
+
+
 async def test_a_tenant_beyond_the_tenants_share_takes_the_place_of_another_tenant(
     pools: Pools, real: RealConnections
 ) -> None:
@@ -205,7 +236,7 @@ async def test_a_pool_keeps_as_many_idle_connections_as_its_size_says(
 # -- in which order --------------------------------------------------------------------------------
 
 
-async def test_those_who_wait_are_served_in_the_order_they_came(pools: Pools) -> None:
+async def test_those_who_wait_with_nothing_are_served_in_the_order_they_came(pools: Pools) -> None:
     budget = pools.ceiling(3)
     engines = [pools.engine(f"t{number}") for number in range(4)]
     held = [await engines[0].connect(), await engines[1].connect()]
@@ -221,7 +252,9 @@ async def test_those_who_wait_are_served_in_the_order_they_came(pools: Pools) ->
             await until(lambda expected=number + 1: budget.waiting == expected)
         await held[0].close()
     await held[1].close()
-    assert served == list(range(20))
+    # The second has one all the time, and comes after those that have none.
+    assert served[:15] == [number for number in range(20) if number % 4 != 1]
+    assert sorted(served[15:]) == [1, 5, 9, 13, 17]
 
 
 async def test_nobody_overtakes_those_who_wait(pools: Pools) -> None:
@@ -301,7 +334,7 @@ async def test_P2_a_time_out_in_the_moment_of_the_hand_over_comes_too_late(pools
     engine = pools.engine("tenant")
     held = await engine.connect()
     task = await waiting(engine, budget)
-    waiter = budget._waiters[0]
+    [waiter] = waiters_of(budget)
     await held.close()
     budget._expire(waiter, 1.0)
     await (await task).close()

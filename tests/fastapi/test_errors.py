@@ -88,6 +88,14 @@ async def test_it_is_answered_with_a_problem_document_that_tells_nothing_more(
     assert ("retry-after" in answer.headers) == (status in (429, 503))
 
 
+async def test_D3_a_503_says_when_to_come_back_where_somebody_knows(
+    app: FastAPI, client: httpx.AsyncClient
+) -> None:
+    _raising(app, BackendUnavailable("No connection became free.", retry_after=7.2))
+    answer = await client.get("/raise", headers=ACME)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "8")
+
+
 async def test_what_is_not_the_clients_doing_is_logged_with_its_cause(
     app: FastAPI, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -301,6 +301,13 @@ class BackendUnavailable(TenancyError):
     """A store, database or cache could not be reached in time; answered with 503.
 
     The driver's own exception is ``__cause__``.
+
+    Attributes:
+        retry_after: Seconds until another try makes sense, or None where nobody knows.
     """
 
     code = "backend_unavailable"
+
+    def __init__(self, *args: object, retry_after: float | None = None) -> None:
+        super().__init__(*args)
+        self.retry_after = retry_after

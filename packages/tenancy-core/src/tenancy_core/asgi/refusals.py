@@ -76,7 +76,8 @@ def render(error: TenancyError) -> Refusal:
     elif known := [row for kind, row in _CONTROL.items() if isinstance(error, kind)]:
         (status, title), retry_after = known[0], None
     else:
-        status, title, retry_after = 503, "The service cannot answer right now.", None
+        status, title = 503, "The service cannot answer right now."
+        retry_after = error.retry_after if isinstance(error, BackendUnavailable) else None
     if status in (429, 503):
         seconds = max(1, math.ceil(_RETRY_AFTER if retry_after is None else retry_after))
         headers.append((b"retry-after", str(seconds).encode()))

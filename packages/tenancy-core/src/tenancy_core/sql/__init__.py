@@ -1,5 +1,6 @@
 """The toolkit for databases: tenants' tables, engines, sessions, names, the control tables."""
 
+from tenancy_core.sql.breaker import Breaker
 from tenancy_core.sql.budget import ConnectionBudget
 from tenancy_core.sql.engines import (
     EngineCache,
@@ -20,6 +21,7 @@ from tenancy_core.sql.session import (
     TENANT,
     TenantConnectionContext,
     TenantSessionContext,
+    expect,
     require_own,
 )
 
@@ -27,6 +29,7 @@ __all__ = [
     "GLOBAL",
     "NAME_MAX_BYTES",
     "TENANT",
+    "Breaker",
     "ConnectionBudget",
     "EngineCache",
     "EngineLease",
@@ -36,6 +39,7 @@ __all__ = [
     "TenantSessionContext",
     "close_engine",
     "derive_name",
+    "expect",
     "make_engine",
     "require_own",
     "tenant_column",

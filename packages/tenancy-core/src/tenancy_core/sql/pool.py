@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +16,9 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from tenancy_core._background import outlast
 from tenancy_core.errors import BackendUnavailable
+from tenancy_core.sql import breaker
 from tenancy_core.sql.budget import Slot
+from tenancy_core.sql.forked import keep_from_children
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -23,12 +26,16 @@ if TYPE_CHECKING:
 
     from sqlalchemy.pool import ConnectionPoolEntry
 
-    from tenancy_core.sql.budget import ConnectionBudget
+    from tenancy_core.sql.breaker import Breaker
+    from tenancy_core.sql.budget import ConnectionBudget, Holder
 
 __all__ = ["BudgetedPool", "PoolShare"]
 
 _USER: Final = "tenancy_user"
 """Key in the information on a connection: whose it was last."""
+
+_opens: ContextVar[Holder | None] = ContextVar("tenancy_opens", default=None)
+"""For whom a connection is being opened, of which nothing is known before it is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,7 @@ class PoolShare:
         most: Connections that this pool alone may have open.
         timeout: Seconds to wait for one.
         control: Whether the pool serves the control plane, for which one slot is kept.
+        breakers: Of what has to answer when a connection is opened.
     """
 
     budget: ConnectionBudget
@@ -48,15 +56,18 @@ class PoolShare:
     most: int
     timeout: float
     control: bool = False
+    breakers: tuple[Breaker, ...] = ()
 
 
 class BudgetedPool(Pool):
     """Keeps up to ``size`` idle connections, newest first; opens and waits by the budget.
 
     Attributes:
+        affine: Whether a tenant had better have a connection that it had last.
         control: Whether it serves the control plane, for which one slot is kept.
         most: Most connections that this pool alone may have open.
         open: Connections that it has open.
+        shared: Whether it is several tenants' pool, so that one can take it from others.
     """
 
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]
@@ -67,40 +78,60 @@ class BudgetedPool(Pool):
         self._share = share
         self._budget = share.budget
         self._free: deque[ConnectionPoolEntry] = deque()
-        self._wanted: str | None = None
+        self._user: str | None = None
+        self._plan: str | None = None
+        self._holders: dict[ConnectionPoolEntry, Holder] = {}
         self._closed = False
         self._lingering = 0
         self._let_go_of_all = asyncio.Event()
         self._let_go_of_all.set()
+        self.affine = False
         self.control = share.control
         self.most = share.most
         self.open = 0
+        self.shared = False
 
     # -- what the budget does with it ----------------------------------------------------------
 
-    def prefer(self, user: str) -> None:
-        """Let the next checkout take a connection that this user had last, if one is idle.
+    @property
+    def idle(self) -> int:
+        """Connections that nobody uses."""
+        return len(self._free)
 
-        Nothing may be awaited between this call and the checkout. It is a wish: whoever gets
-        another connection is served as well.
+    def expect(self, user: str, plan: str | None) -> None:
+        """Say whose the next checkout is. Nothing may be awaited between this call and that.
+
+        Args:
+            user: The name of a tenant's place.
+            plan: Of the tenant.
         """
-        self._wanted = user
+        self._user = user
+        self._plan = plan
 
-    def pop_idle(self) -> ConnectionPoolEntry | None:
+    def pop_idle(self, holder: Holder | None = None) -> ConnectionPoolEntry | None:
         """Return the idle connection that was used last, or None.
 
-        Where somebody is preferred, it is one that was theirs; else the one that has been idle for
-        longest, so that those which were used just now wait for their own users.
+        Where it matters whose it was, it is one that was this holder's; else the one that has been
+        idle for longest, so that those which were used just now wait for their own users.
         """
         if not self._free:
             return None
-        if self._wanted is None:
+        if not self.affine or holder is None or holder.key is self:
             return self._free.pop()
         for record in reversed(self._free):
-            if record.info.get(_USER) == self._wanted:
+            if record.info.get(_USER) == holder.key:
                 self._free.remove(record)
                 return record
         return self._free.popleft()
+
+    def require_reachable(self) -> None:
+        """Refuse to open a connection while the other end is known not to answer.
+
+        Raises:
+            BackendUnavailable: It does not.
+        """
+        if self._share.breakers:
+            breaker.require_closed(self._share.breakers)
 
     def push_idle(self, record: ConnectionPoolEntry) -> None:
         """Keep an idle connection."""
@@ -110,19 +141,20 @@ class BudgetedPool(Pool):
         """Drop an idle connection that another pool closes."""
         self._free.remove(record)
 
-    async def put_back(self, found: ConnectionPoolEntry | Slot) -> None:
+    async def put_back(self, found: ConnectionPoolEntry | Slot, holder: Holder) -> None:
         """Return what the budget handed to somebody who does not take it any more."""
-        await greenlet_spawn(self._put_back, found)
+        await greenlet_spawn(self._put_back, found, holder)
 
-    def _put_back(self, found: ConnectionPoolEntry | Slot) -> None:
+    def _put_back(self, found: ConnectionPoolEntry | Slot, holder: Holder) -> None:
         if not isinstance(found, Slot):
+            self._holders[found] = holder
             self._do_return_conn(found)
             return
         try:
             if found.surplus is not None:
                 found.surplus.close()
         finally:
-            self._budget.release(self)
+            self._budget.release(self, holder)
 
     # -- opening and closing -------------------------------------------------------------------
     #
@@ -131,20 +163,25 @@ class BudgetedPool(Pool):
     # is free when the connection is really closed, so that the ceiling holds at every moment.
 
     def _open_connection(self, rec: ConnectionPoolEntry) -> Any:  # noqa: ANN401 - DBAPI
-        opening = greenlet_spawn(self._connect, rec)
-        return await_only(outlast(opening, self._left_opening))
+        holder = self._holders.get(rec) or _opens.get()
+        connect = self._connect
+        if self._share.breakers:
+            # Here, because a connection that is replaced is opened as well.
+            connect = breaker.watch(self._share.breakers, connect, id(self))
+        opening = greenlet_spawn(connect, rec)
+        return await_only(outlast(opening, partial(self._left_opening, holder)))
 
-    def _left_opening(self, opening: Task[Any]) -> Coroutine[Any, Any, None]:
-        self._linger()
-        return self._close_when_open(opening)
+    def _left_opening(self, holder: Holder | None, opening: Task[Any]) -> Coroutine[Any, Any, None]:
+        self._linger(holder)
+        return self._close_when_open(opening, holder)
 
-    async def _close_when_open(self, opening: Task[Any]) -> None:
+    async def _close_when_open(self, opening: Task[Any], holder: Holder | None) -> None:
         try:
             # Whoever wanted it to succeed is gone.
             with suppress(Exception):
                 await greenlet_spawn(super()._close_connection, await opening)
         finally:
-            self._let_go()
+            self._let_go(holder)
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:  # noqa: ANN401 - DBAPI
         if not in_greenlet():
@@ -165,13 +202,13 @@ class BudgetedPool(Pool):
         finally:
             self._let_go()
 
-    def _linger(self) -> None:
-        self._budget.keep(self)
+    def _linger(self, holder: Holder | None = None) -> None:
+        self._budget.keep(self, holder)
         self._lingering += 1
         self._let_go_of_all.clear()
 
-    def _let_go(self) -> None:
-        self._budget.release(self)
+    def _let_go(self, holder: Holder | None = None) -> None:
+        self._budget.release(self, holder)
         self._lingering -= 1
         if not self._lingering:
             self._let_go_of_all.set()
@@ -193,45 +230,54 @@ class BudgetedPool(Pool):
     # -- what SQLAlchemy does with it ----------------------------------------------------------
 
     def _do_get(self) -> ConnectionPoolEntry:
-        user = self._wanted
-        record = self._get()
-        if user is not None:
+        user, self._user = self._user, None
+        if self._closed:
+            raise BackendUnavailable("This engine is closed; take a new one for the tenant.")
+        budget = self._budget
+        holder = budget.holder(self, None) if user is None else budget.holder(user, self._plan)
+        # What is free is nobody's who waits: it would have been handed over.
+        found = budget.take(self, holder)
+        if found is None:
+            found = self._wait(holder)
+        record = self._open(found, holder) if isinstance(found, Slot) else found
+        self._holders[record] = holder
+        if self.affine and user is not None:
             record.info[_USER] = user
         return record
 
-    def _get(self) -> ConnectionPoolEntry:
+    def _wait(self, holder: Holder) -> ConnectionPoolEntry | Slot:
+        found = await_only(self._budget.acquire(self, holder, self._share.timeout))
         if self._closed:
-            raise BackendUnavailable("This engine is closed; take a new one for the tenant.")
-        # What is free is nobody's who waits: it would have been handed over.
+            self._put_back(found, holder)
+            raise BackendUnavailable("This engine was closed meanwhile.")
+        return found
+
+    def _open(self, slot: Slot, holder: Holder) -> ConnectionPoolEntry:
+        token = _opens.set(holder)
         try:
-            found = self._budget.take(self)
-        finally:
-            self._wanted = None
-        if found is None:
-            found = await_only(self._budget.acquire(self, self._share.timeout))
-            if self._closed:
-                self._put_back(found)
-                raise BackendUnavailable("This engine was closed meanwhile.")
-        if not isinstance(found, Slot):
-            return found
-        try:
-            if found.surplus is not None:
-                found.surplus.close()
-            return self._create_connection()
+            if slot.surplus is not None:
+                slot.surplus.close()
+            record = self._create_connection()
         except BaseException:
-            self._budget.release(self)
+            self._budget.release(self, holder)
             raise
+        else:
+            keep_from_children(record)
+            return record
+        finally:
+            _opens.reset(token)
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        holder = self._holders.pop(record, None)
         if record.dbapi_connection is None:
-            self._budget.release(self)
+            self._budget.release(self, holder)
         elif self._closed or len(self._free) >= self._share.size:
             try:
                 record.close()
             finally:
-                self._budget.release(self)
+                self._budget.release(self, holder)
         else:
-            self._budget.put_idle(record, self)
+            self._budget.put_idle(record, self, holder)
 
     def dispose(self) -> None:
         """Close what is idle; a connection in use is closed when it comes back."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tenancy_core.sql.engines import EngineSource, Lease
     from tenancy_core.tenant import Tenant
 
-__all__ = ["TENANT", "TenantConnectionContext", "TenantSessionContext", "require_own"]
+__all__ = ["TENANT", "TenantConnectionContext", "TenantSessionContext", "expect", "require_own"]
 
 TENANT: Final = "tenancy_tenant"
 """Execution option: the :class:`~tenancy_core.tenant.Tenant` of everything in a block."""
@@ -48,20 +48,21 @@ def require_own(tenant: Tenant, isolation: str) -> None:
         raise IsolationError(f"Tenant {tenant.identifier} has no place for its data.")
 
 
-class _AffineSession(Session):
-    """Wishes for a connection that its tenant had last."""
+class _TenantSession(Session):
+    """Says whose the connection is that it takes."""
 
     def get_bind(self, *args: Any, **options: Any) -> Engine | Connection:
         """Return the engine; SQLAlchemy then takes a connection from it, if it has none yet."""
         bind = super().get_bind(*args, **options)
-        _prefer(bind.engine, self.info["tenant"].placement.name)
+        expect(bind.engine, self.info["tenant"])
         return bind
 
 
-def _prefer(engine: Engine, user: str) -> None:
+def expect(engine: Engine, tenant: Tenant) -> None:
+    """Say whose the next checkout from an engine is; nothing may be awaited before it."""
     pool = engine.pool
     if isinstance(pool, BudgetedPool):
-        pool.prefer(user)
+        pool.expect(tenant.placement.name, tenant.plan)
 
 
 class _Leased:
@@ -77,17 +78,17 @@ class _Leased:
         "__weakref__",
         "_engines",
         "_gate",
-        "_key",
         "_lease",
         "_options",
         "_task",
+        "_tenant",
         "_when_done",
     )
 
     def __init__(
         self,
         engines: EngineSource,
-        key: str,
+        tenant: Tenant,
         *,
         options: Mapping[str, Any] = _NONE,
         gate: AbstractAsyncContextManager[object] | None = None,
@@ -96,12 +97,12 @@ class _Leased:
 
         Args:
             engines: Where the tenant's engine is.
-            key: Of the engine.
+            tenant: Whose session it is.
             options: Execution options for everything that runs in the block.
             gate: Held for as long as the block runs.
         """
         self._engines = engines
-        self._key = key
+        self._tenant = tenant
         self._options = options
         self._gate = gate
         self._lease: Lease | None = None
@@ -147,7 +148,7 @@ class _Leased:
         if self._gate is not None:
             await self._gate.__aenter__()
         try:
-            self._lease = self._engines.lease(self._key)
+            self._lease = self._engines.lease(self._tenant)
         except BaseException:
             if self._gate is not None:
                 await self._gate.__aexit__(None, None, None)
@@ -170,18 +171,17 @@ class TenantSessionContext(_Leased):
     it raises when it is used, instead of silently opening another transaction.
     """
 
-    __slots__ = ("_session", "_tenant")
+    __slots__ = ("_session",)
 
     def __init__(self, engines: EngineSource, tenant: Tenant, **how: Any) -> None:
-        super().__init__(engines, tenant.placement.name, **how)
-        self._tenant = tenant
+        super().__init__(engines, tenant, **how)
         self._session: AsyncSession | None = None
 
     async def __aenter__(self) -> AsyncSession:
         engine = await self._take()
         self._session = AsyncSession(
             engine,
-            sync_session_class=_AffineSession if self._engines.affine else Session,
+            sync_session_class=_TenantSession,
             close_resets_only=False,
             expire_on_commit=False,
             execution_options={**self._options, TENANT: self._tenant},
@@ -218,18 +218,16 @@ class TenantSessionContext(_Leased):
 class TenantConnectionContext(_Leased):
     """Opens an ``AsyncConnection`` in a transaction of one tenant: commit, or roll back."""
 
-    __slots__ = ("_connection", "_tenant")
+    __slots__ = ("_connection",)
 
     def __init__(self, engines: EngineSource, tenant: Tenant, **how: Any) -> None:
-        super().__init__(engines, tenant.placement.name, **how)
-        self._tenant = tenant
+        super().__init__(engines, tenant, **how)
         self._connection: AsyncConnection | None = None
 
     async def __aenter__(self) -> AsyncConnection:
         engine = await self._take()
         try:
-            if self._engines.affine:
-                _prefer(engine.sync_engine, self._key)
+            expect(engine.sync_engine, self._tenant)
             connection: AsyncConnection = await engine.connect()
             self._connection = connection
             if self._options:
