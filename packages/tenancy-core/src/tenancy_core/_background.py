@@ -9,21 +9,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import select
+import selectors
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import anyio
 
+from tenancy_core.errors import ConfigurationError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
     from types import TracebackType
 
-__all__ = ["BackgroundTasks", "leave_behind", "on_asyncio", "outlast", "settle"]
+__all__ = [
+    "BackgroundTasks",
+    "leave_behind",
+    "leave_to_parent",
+    "on_asyncio",
+    "outlast",
+    "own_loop",
+    "settle",
+]
 
 T = TypeVar("T")
 
 _log = logging.getLogger("tenancy")
 
 _left_behind: Final[set[asyncio.Task[None]]] = set()
+_parents_loops: Final[list[asyncio.AbstractEventLoop]] = []
 
 
 class BackgroundTasks:
@@ -93,6 +107,46 @@ async def settle(work: Coroutine[Any, Any, None]) -> None:
             _log.exception("a clean-up failed while its task was being cancelled")
     if cancelled is not None:
         raise cancelled
+
+
+def own_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the running event loop, if it is one of asyncio.
+
+    Raises:
+        ConfigurationError: This process inherited it, and another one listens to it as well.
+    """
+    if not on_asyncio():
+        return None
+    loop = asyncio.get_running_loop()
+    if any(loop is inherited for inherited in _parents_loops):
+        raise ConfigurationError(
+            "This process was forked, and runs an event loop of its parent's, on which a Tenancy "
+            "was open. Start a new one here, for instance with asyncio.run."
+        )
+    return loop
+
+
+def leave_to_parent(loop: asyncio.AbstractEventLoop) -> Iterator[object]:
+    """Part with the event loop of the process that this one was forked from.
+
+    The kernel keeps what a loop listens to in a set that both processes have: what this one took
+    out of it, the other would never hear of again. Here the loop gets a set of its own.
+
+    Yields:
+        The loop and its tasks. Were they collected, their clean-ups would run in this process.
+    """
+    _parents_loops.append(loop)
+    yield loop
+    yield from asyncio.all_tasks(loop)
+    selector: Any = getattr(loop, "_selector", None)
+    if type(selector).__name__ == "EpollSelector":
+        with select.epoll() as own:
+            for key in selector.get_map().values():
+                reads = select.EPOLLIN if key.events & selectors.EVENT_READ else 0
+                writes = select.EPOLLOUT if key.events & selectors.EVENT_WRITE else 0
+                with contextlib.suppress(OSError):
+                    own.register(key.fd, reads | writes)
+            os.dup2(own.fileno(), selector.fileno(), inheritable=False)
 
 
 def leave_behind(work: Coroutine[Any, Any, None]) -> None:

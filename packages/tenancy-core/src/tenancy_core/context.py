@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
+from tenancy_core._fork import lineage
 from tenancy_core.errors import NoCurrentTenant
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ class Binding:
         owner: The ``Tenancy`` that bound it; another one refuses to open sessions for it.
         scope: The scope that made it, or None.
         outer: What was current when that scope was entered.
+        generation: Of the process that made it. In a forked child it does not count: who opened
+            it for the tenant is the parent.
     """
 
-    __slots__ = ("outer", "owner", "scope", "tenant")
+    __slots__ = ("generation", "outer", "owner", "scope", "tenant")
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Binding:
         self.owner = owner
         self.scope = scope
         self.outer = outer
+        self.generation = lineage.generation
 
     def without(self, scope: object) -> Binding | None:
         """Return what is current once a scope is left, be it this binding's or one around it.
@@ -66,7 +70,9 @@ class Binding:
         outer = None if self.outer is None else self.outer.without(scope)
         if outer is self.outer:
             return self
-        return Binding(self.tenant, self.owner, scope=self.scope, outer=outer)
+        kept = Binding(self.tenant, self.owner, scope=self.scope, outer=outer)
+        kept.generation = self.generation
+        return kept
 
 
 binding: Final[ContextVar[Binding | None]] = ContextVar("tenancy_binding", default=None)
@@ -76,7 +82,9 @@ binding: Final[ContextVar[Binding | None]] = ContextVar("tenancy_binding", defau
 def current_tenant() -> Tenant | None:
     """Return the tenant of the running request, job or scope; None outside of any."""
     bound = binding.get()
-    return None if bound is None else bound.tenant
+    if bound is None or bound.generation != lineage.generation:
+        return None
+    return bound.tenant
 
 
 def require_binding() -> Binding:
@@ -86,7 +94,7 @@ def require_binding() -> Binding:
         NoCurrentTenant: There is none. There is never a default tenant.
     """
     bound = binding.get()
-    if bound is None:
+    if bound is None or bound.generation != lineage.generation:
         raise NoCurrentTenant
     return bound
 
