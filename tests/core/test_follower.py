@@ -119,7 +119,7 @@ async def test_K1_killed_before_it_told_the_shared_cache_a_suspension_holds_afte
         await tenancy.tenants.create("acme")
         assert await is_served(tenancy, "acme")
         with monkeypatch.context() as patch, pytest.raises(BackendUnavailable):
-            patch.setattr(Directory, "forget", die)
+            patch.setattr(Directory, "announce", die)
             await tenancy.tenants.suspend("acme")
     cache.down = down
     async with Tenancy(config, metadata=Base.metadata, cache_backend=cache) as tenancy:

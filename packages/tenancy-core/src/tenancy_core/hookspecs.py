@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         CacheBackend,
         Check,
         Command,
+        InvalidationBus,
         IsolationStrategy,
         Observer,
         RateLimiter,
@@ -82,6 +83,12 @@ def tenancy_isolation_strategies() -> Iterable[Provider[Any, IsolationStrategy]]
 @hookspec
 def tenancy_cache_backends() -> Iterable[Provider[Any, CacheBackend]]:
     """Return cache backends, selected by ``cache_backend``."""
+    raise NotImplementedError
+
+
+@hookspec
+def tenancy_invalidation_buses() -> Iterable[Provider[Any, InvalidationBus]]:
+    """Return buses that tell other processes of changes, selected by ``invalidation_bus``."""
     raise NotImplementedError
 
 

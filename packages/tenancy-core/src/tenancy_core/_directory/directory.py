@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from uuid import UUID
 
+    from tenancy_core._directory.announcer import ChangeAnnouncer
     from tenancy_core._directory.codec import TenantCodec
     from tenancy_core._directory.l1 import Entry, L1Cache
     from tenancy_core.contract import CacheBackend, TenantStore
@@ -36,9 +37,11 @@ class Directory:
         shared_ttl: Seconds that the shared cache keeps a tenant.
         codec: Writes and reads what the shared cache keeps.
         owner: The ``Tenancy`` that bindings name.
+        announcer: Tells other processes, or None.
     """
 
     __slots__ = (
+        "_announcer",
         "_codec",
         "_epoch",
         "_flights",
@@ -59,7 +62,9 @@ class Directory:
         shared_ttl: float,
         codec: TenantCodec,
         owner: Any,  # noqa: ANN401 - Tenancy is above
+        announcer: ChangeAnnouncer | None = None,
     ) -> None:
+        self._announcer = announcer
         self._store = store
         self.l1 = l1
         self._shared = shared
@@ -180,14 +185,57 @@ class Directory:
         Raises:
             BackendUnavailable: The shared cache could not be told. Everybody else was.
         """
+        try:
+            await self._forget_before_telling(tenant_id, identifiers)
+        finally:
+            await self._tell(tenant_id)
+
+    async def announce(self, tenant_id: UUID, *identifiers: str) -> None:
+        """As :meth:`forget`, where this process made the change: others are told as well.
+
+        Args:
+            tenant_id: Of the tenant that changed.
+            *identifiers: All that it has, or had before the change.
+
+        Raises:
+            BackendUnavailable: As :meth:`forget`. That other processes could not be told is no
+                error: they ask.
+        """
+        try:
+            # What others fetch anew comes from the shared cache, if it is there.
+            await self._forget_before_telling(tenant_id, identifiers)
+        finally:
+            try:
+                # Before the listeners, one of which may wait for a client that does not answer.
+                if self._announcer is not None:
+                    await self._announcer.announce(tenant_id)
+            finally:
+                await self._tell(tenant_id)
+
+    async def forget_here(self, tenant_id: UUID | None) -> None:
+        """Drop what this process has cached, because another says that it changed.
+
+        The shared cache is left as it is: whoever made the change has told it.
+
+        Args:
+            tenant_id: Of the tenant; None for everybody.
+        """
+        if tenant_id is None:
+            self.forget_all()
+        else:
+            self._epoch += 1
+            self.l1.forget(tenant_id)
+        await self._tell(tenant_id)
+
+    async def _forget_before_telling(self, tenant_id: UUID, identifiers: tuple[str, ...]) -> None:
         self._epoch += 1
         self.l1.forget(tenant_id)
-        try:
-            if self._shared is not None:
-                await self._forget_shared(self._shared, identifiers)
-        finally:
-            for listener in self._listeners:
-                await listener(tenant_id)
+        if self._shared is not None:
+            await self._forget_shared(self._shared, identifiers)
+
+    async def _tell(self, tenant_id: UUID | None) -> None:
+        for listener in self._listeners:
+            await listener(tenant_id)
 
     async def _forget_shared(self, shared: CacheBackend, identifiers: tuple[str, ...]) -> None:
         try:
@@ -211,8 +259,7 @@ class Directory:
         try:
             await self.forget_shared()
         finally:
-            for listener in self._listeners:
-                await listener(None)
+            await self._tell(None)
 
     async def forget_shared(self) -> None:
         """Make the shared cache forget everybody.

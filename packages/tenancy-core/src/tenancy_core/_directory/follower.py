@@ -27,7 +27,7 @@ class ChangeFollower:
         interval: The setting ``invalidation_poll_seconds``.
     """
 
-    __slots__ = ("_directory", "_failing", "_interval", "_seen", "_store", "_unsure")
+    __slots__ = ("_directory", "_failing", "_interval", "_lock", "_seen", "_store", "_unsure")
 
     def __init__(self, store: TenantStore, directory: Directory, interval: float) -> None:
         self._store = store
@@ -36,6 +36,8 @@ class ChangeFollower:
         self._seen = 0
         self._unsure = False
         self._failing = False
+        # Whoever listens to a bus asks as well, at times of its own.
+        self._lock = anyio.Lock()
 
     async def start(self) -> None:
         """Note where the sequence is. Call it before the first tenant is cached.
@@ -78,6 +80,10 @@ class ChangeFollower:
             BackendUnavailable: The store or the shared cache could not be asked. What is known to
                 have changed is forgotten here all the same, and told again by the next call.
         """
+        async with self._lock:
+            await self._poll()
+
+    async def _poll(self) -> None:
         if self._unsure:
             await self._forget_what_was_before()
         while changes := await self._store.changes(after=self._seen):

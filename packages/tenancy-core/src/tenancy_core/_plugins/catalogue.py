@@ -8,6 +8,8 @@ __all__ = ["BRINGS", "DATABASES", "EXTRAS"]
 
 BRINGS: Final[dict[tuple[str, str], str]] = {
     ("cache backend", "redis"): "tenancy-redis",
+    ("invalidation bus", "postgres"): "tenancy-postgres",
+    ("invalidation bus", "redis"): "tenancy-redis",
     ("rate limiter", "redis"): "tenancy-redis",
     ("isolation strategy", "database@sqlite"): "tenancy-sqlite",
     ("isolation strategy", "schema@postgresql"): "tenancy-postgres",

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings
 from tenancy_core import hookspecs
 from tenancy_core._plugins.registry import (
     AUDIT_SINK,
+    BUS,
     CACHE,
     CORE,
     ISOLATION,
@@ -46,6 +47,7 @@ _PROVIDERS: Final = {
     "tenancy_resolvers": RESOLVER,
     "tenancy_isolation_strategies": ISOLATION,
     "tenancy_cache_backends": CACHE,
+    "tenancy_invalidation_buses": BUS,
     "tenancy_rate_limiters": LIMITER,
     "tenancy_stores": STORE,
     "tenancy_observers": OBSERVER,

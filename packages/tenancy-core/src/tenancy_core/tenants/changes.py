@@ -100,7 +100,7 @@ class Changes:
             if edited is old:
                 # Forgotten all the same: the call may be the second try of one whose change was
                 # committed and not told to everybody.
-                await self._directory.forget(old.id, old.identifier)
+                await self._directory.announce(old.id, old.identifier)
                 return old
             # From the time at which it was archived a tenant's retention counts, whatever key of
             # it is wrapped anew meanwhile.
@@ -133,7 +133,7 @@ class Changes:
     async def tell(
         self, tenant: Tenant, action: str, event: AuditEvent | None, *identifiers: str
     ) -> None:
-        """Make the caches forget, and feed sinks and observers; the change is committed.
+        """Make all caches forget, and feed sinks and observers; the change is committed.
 
         Args:
             tenant: As it is now.
@@ -143,7 +143,7 @@ class Changes:
         """
         known = dict.fromkeys(name for name in (*identifiers, tenant.identifier) if name)
         try:
-            await self._directory.forget(tenant.id, *known)
+            await self._directory.announce(tenant.id, *known)
         finally:
             # Whatever the caches say.
             await self.audit.deliver(event)

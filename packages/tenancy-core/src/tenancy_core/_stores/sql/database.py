@@ -133,7 +133,7 @@ class _Postgres(Database):
         url, arguments = postgres.connect_args(
             self._url,
             self._config.control_setting,
-            timeout=self._config.database_pool_timeout,
+            timeout=self._config.connect_timeout,
         )
         self.pooled = True
         self.engine = self._engine(
@@ -152,6 +152,8 @@ class _Postgres(Database):
         def _arguments(_dialect: object, _record: object, _args: Any, options: Any) -> None:  # noqa: ANN401 - DBAPI
             if self.pooled:
                 options.update(postgres.WITHOUT_PREPARED)
+
+        postgres.tell_flaws(self.engine, self._config.control_setting)
 
     async def _look(self) -> None:
         async with self.engine.connect() as connection:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import ColumnElement, Row, Select
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from tenancy_core.config import TenancyConfig
     from tenancy_core.contract import AuditEvent
@@ -51,6 +52,14 @@ class SqlTenantStore:
         trace: TracebackType | None,
     ) -> None:
         await self._database.close()
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """For others' single statements in its database, on its connections.
+
+        Open a transaction for each: where it costs round trips it is not sent.
+        """
+        return self._database.reading
 
     # -- reading -------------------------------------------------------------------------------
 
