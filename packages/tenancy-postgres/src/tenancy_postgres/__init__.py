@@ -1,4 +1,4 @@
-"""Multi-tenancy on PostgreSQL: a schema for each tenant, or row-level security.
+"""Multi-tenancy on PostgreSQL: a database or a schema for each tenant, or row-level security.
 
 Installed beside ``tenancy-core``, it is selected by a ``postgresql+asyncpg://`` URL; no code names
 it.
@@ -10,13 +10,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from tenancy_postgres.database import DatabaseIsolation
+    from tenancy_postgres.hybrid import HybridIsolation
     from tenancy_postgres.rls import RlsIsolation
     from tenancy_postgres.schema import SchemaIsolation
     from tenancy_postgres.settings import PostgresSettings
 
-__all__ = ["PostgresSettings", "RlsIsolation", "SchemaIsolation"]
+__all__ = [
+    "DatabaseIsolation",
+    "HybridIsolation",
+    "PostgresSettings",
+    "RlsIsolation",
+    "SchemaIsolation",
+]
 
 _ROOMS: Final = {
+    "DatabaseIsolation": "tenancy_postgres.database",
+    "HybridIsolation": "tenancy_postgres.hybrid",
     "PostgresSettings": "tenancy_postgres.settings",
     "RlsIsolation": "tenancy_postgres.rls",
     "SchemaIsolation": "tenancy_postgres.schema",

@@ -11,8 +11,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
 from tenancy_core.errors import IsolationError
-from tenancy_core.sql import make_engine
-from tenancy_core.sql.postgres import WITHOUT_PREPARED, replace_closed
+from tenancy_core.sql import TENANT, expect, make_engine
+from tenancy_core.sql.postgres import WITHOUT_PREPARED, replace_closed, tell_flaws
 from tenancy_postgres.connection import TenantConnection
 from tenancy_postgres.failures import report_failures, unavailable, without_place
 from tenancy_postgres.scope import scope_of
@@ -26,8 +26,16 @@ if TYPE_CHECKING:
 
     from tenancy_core.config import TenancyConfig
     from tenancy_core.sql import ConnectionBudget
+    from tenancy_core.sql.breaker import Breaker
 
-__all__ = ["Link", "Target", "make_shared_engine", "make_tenant_engine", "tag_statements"]
+__all__ = [
+    "Link",
+    "Target",
+    "make_shared_engine",
+    "make_tenant_engine",
+    "open_connection",
+    "tag_statements",
+]
 
 _NO_ROLE: Final = (asyncpg.InvalidParameterValueError, asyncpg.UndefinedObjectError)
 """SET LOCAL ROLE names one that is not there."""
@@ -68,7 +76,10 @@ class Target:
         budget: The ceiling on connections.
         link: Read for each new connection.
         is_missing: Awaited with the name of a tenant's schema where a table was not found.
+        lacks_role: Awaited with the same where the tenant's transaction could not begin.
         differs: Told of a schema whose types are not those of a statement that was prepared.
+        setting: The variable that the URL comes from.
+        breakers: Of what has to answer when a connection is opened.
     """
 
     url: URL
@@ -77,7 +88,14 @@ class Target:
     budget: ConnectionBudget
     link: Link
     is_missing: Callable[[str], Awaitable[bool]]
+    lacks_role: Callable[[str], Awaitable[bool]]
     differs: Callable[[str], None]
+    setting: str = "TENANCY_DATABASE_URL"
+    breakers: tuple[Breaker, ...] = ()
+
+    def options(self) -> dict[str, Any]:
+        """Return what the driver is given besides the URL."""
+        return {"connection_class": TenantConnection, **self.connect_args}
 
 
 def make_shared_engine(
@@ -94,7 +112,8 @@ def make_shared_engine(
         target.url,
         target.config,
         target.budget,
-        connect_args={"connection_class": TenantConnection, **target.connect_args},
+        breakers=target.breakers,
+        connect_args=target.options(),
         pool_pre_ping=False,
         # Whatever ends a transaction cleans the connection in the same message.
         pool_reset_on_return=None,
@@ -102,6 +121,8 @@ def make_shared_engine(
     )
     if target.config.database_pool_pre_ping:
         replace_closed(engine)
+    # Before the failures, which do not know where the URL comes from.
+    tell_flaws(engine, target.setting)
     report_failures(engine, is_missing=target.is_missing, differs=target.differs)
     _connect(engine, target.link, server_settings or {})
     _reset(engine)
@@ -119,26 +140,48 @@ def make_tenant_engine(target: Target, *, search_path: str | None) -> AsyncEngin
     engine = make_shared_engine(
         target, server_settings=None if search_path is None else {"search_path": search_path}
     )
-    _begin(engine, target.is_missing)
+    _begin(engine, target)
     _commit(engine)
     return engine
+
+
+def open_connection(
+    dialect: Dialect,
+    link: Link,
+    args: Any,  # noqa: ANN401 - DBAPI
+    options: dict[str, Any],
+    server_settings: dict[str, str],
+) -> Any:  # noqa: ANN401 - DBAPI
+    """Open a connection of tenants, in a greenlet.
+
+    Args:
+        dialect: Of the engine.
+        link: What is between.
+        args: For the driver; so are the options, which are changed.
+        options: Those that are named.
+        server_settings: Of the connection, where no pooler stands between.
+
+    Raises:
+        BackendUnavailable: The server cannot be reached.
+    """
+    if not link.prepared:
+        options.update(WITHOUT_PREPARED)
+    # Poolers refuse parameters that they do not track.
+    if not link.pooled:
+        options["server_settings"] = {**options.get("server_settings", {}), **server_settings}
+    try:
+        connection: Any = dialect.connect(*args, **options)
+    except OSError as error:  # which SQLAlchemy hands on as it is; a time-out is one
+        raise unavailable(error) from error
+    connection.driver_connection.pooled = link.pooled
+    connection.driver_connection.patience = link.patience
+    return connection
 
 
 def _connect(engine: AsyncEngine, link: Link, server_settings: dict[str, str]) -> None:
     @event.listens_for(engine.sync_engine, "do_connect")
     def _open(dialect: Dialect, _record: object, args: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401 - DBAPI
-        if not link.prepared:
-            options.update(WITHOUT_PREPARED)
-        # Poolers refuse parameters that they do not track.
-        if not link.pooled:
-            options["server_settings"] = {**options.get("server_settings", {}), **server_settings}
-        try:
-            connection: Any = dialect.connect(*args, **options)
-        except OSError as error:  # which SQLAlchemy hands on as it is; a time-out is one
-            raise unavailable(error) from error
-        connection.driver_connection.pooled = link.pooled
-        connection.driver_connection.patience = link.patience
-        return connection
+        return open_connection(dialect, link, args, options, server_settings)
 
     @event.listens_for(engine.sync_engine, "connect")
     def _ready(connection: Any, _record: object) -> None:  # noqa: ANN401 - DBAPI
@@ -155,7 +198,7 @@ def _commit(engine: AsyncEngine) -> None:
             raise DBAPIError("COMMIT", None, error) from error
 
 
-def _begin(engine: AsyncEngine, is_missing: Callable[[str], Awaitable[bool]]) -> None:
+def _begin(engine: AsyncEngine, target: Target) -> None:
     @event.listens_for(engine.sync_engine, "begin")
     def _begin_as_tenant(connection: Connection) -> None:
         scope = scope_of(connection)
@@ -177,8 +220,8 @@ def _begin(engine: AsyncEngine, is_missing: Callable[[str], Awaitable[bool]]) ->
             await_only(adapter.driver_connection.open_transaction(begin))
         except _NO_ROLE as error:
             await_only(adapter.driver_connection.rollback())
-            if scope.place is not None and await_only(is_missing(scope.place)):
-                raise without_place() from error
+            if scope.place is not None:
+                _look_for_place(target, scope.place, error)
             raise unavailable(error) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             _begin_again(connection, begin, error)
@@ -186,6 +229,23 @@ def _begin(engine: AsyncEngine, is_missing: Callable[[str], Awaitable[bool]]) ->
             # Nobody waits for the answer, which may never come.
             connection.invalidate(error)
             raise
+
+
+def _look_for_place(target: Target, place: str, error: Exception) -> None:
+    """Say what a tenant lacks that could not begin a transaction.
+
+    Raises:
+        IsolationError: It has no schema, or no role of its own.
+    """
+    if await_only(target.is_missing(place)):
+        raise without_place() from error
+    if await_only(target.lacks_role(place)):
+        raise IsolationError(
+            "The tenant has no role of its own: it was made before TENANCY_POSTGRES_SCHEMA_ROLES "
+            "was switched on, or somebody removed the role. Provision the tenant again, which "
+            "makes the role (await tenancy.parts.isolation.provision(tenant)), or switch the "
+            "setting off."
+        ) from error
 
 
 def _begin_again(connection: Connection, begin: str, error: Exception) -> None:
@@ -202,6 +262,9 @@ def _begin_again(connection: Connection, begin: str, error: Exception) -> None:
         connection.invalidate(error)
         raise unavailable(error) from error
     connection.invalidate(error)
+    tenant = connection.get_execution_options().get(TENANT)
+    if tenant is not None:
+        expect(connection.engine, tenant)
     try:
         renewed: Any = connection.connection.dbapi_connection
         await_only(renewed.driver_connection.open_transaction(begin))

@@ -15,7 +15,7 @@ from tenancy_core.errors import (
     IsolationError,
     TenancyError,
 )
-from tenancy_core.sql.postgres import code_of, flaw_of
+from tenancy_core.sql.postgres import code_of, flaw_of, in_words
 from tenancy_postgres.scope import scope_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def unavailable(error: BaseException) -> BackendUnavailable | ConfigurationError
     if flaw is not None:
         return flaw
     code = getattr(error, "sqlstate", None)
-    why = _TIMEOUTS.get(code or "", code or type(error).__name__)
+    why = _TIMEOUTS.get(code) or in_words(code) if code else type(error).__name__
     return BackendUnavailable(f"The tenant's database cannot be used now ({why}).")
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
-
-import asyncpg
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import DBAPIError
 
 from tenancy_core.errors import BackendUnavailable, ConfigurationError
 from tenancy_core.sql import (
+    Breaker,
     SharedEngine,
     TenantConnectionContext,
     TenantSessionContext,
@@ -19,19 +17,26 @@ from tenancy_core.sql import (
     make_engine,
     require_own,
 )
-from tenancy_core.sql.postgres import WITHOUT_PREPARED, code_of, connect_args, replace_closed
+from tenancy_core.sql.postgres import (
+    WITHOUT_PREPARED,
+    connect_args,
+    replace_closed,
+    tell_flaws,
+    url_of,
+)
 from tenancy_core.sql.scoped import SETTING
+from tenancy_postgres.administering import admin_place, unavailable_in_words
 from tenancy_postgres.engine import Link, Target, make_tenant_engine
-from tenancy_postgres.failures import unavailable
-from tenancy_postgres.quoting import quote_literal
+from tenancy_postgres.riding import RideAlong
 from tenancy_postgres.scope import SCOPE, Scope
 from tenancy_postgres.server import facts_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
-    from sqlalchemy import MetaData
+    from sqlalchemy import URL, MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from tenancy_core.config import TenancyConfig
@@ -70,17 +75,20 @@ class PostgresIsolation:
         connections: ConnectionBudget,
         settings: PostgresSettings,
         metadata: MetaData | None = None,
+        *,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._config = config
+        self._clock = clock
         self._connections = connections
         self._settings = settings
         self._metadata = metadata
-        self._link = Link(config.database_pool_timeout)
-        self._plans = {name: self._time_outs(name) for name in config.plans}
+        self._link = Link(config.connect_timeout)
+        self._riding = RideAlong(config, settings)
         self._url, self._arguments = self._arguments_of(
             config.database_url.get_secret_value(), "TENANCY_DATABASE_URL"
         )
-        self._admin_setting, admin_url = self._admin_place()
+        self._admin_setting, admin_url = admin_place(config, settings)
         self._admin_url, self._admin_arguments = self._arguments_of(admin_url, self._admin_setting)
         self._closed = False
         self._make_engines()
@@ -92,7 +100,13 @@ class PostgresIsolation:
         Raises:
             ConfigurationError: They do not fit together.
         """
-        return cls(context.config, context.connections, settings, context.metadata)
+        return cls(
+            context.config,
+            context.connections,
+            settings,
+            context.metadata,
+            clock=context.clock,
+        )
 
     # -- engines -------------------------------------------------------------------------------
 
@@ -104,7 +118,9 @@ class PostgresIsolation:
             budget=self._connections,
             link=self._link,
             is_missing=self._is_missing,
+            lacks_role=self._lacks_role,
             differs=self._differs,
+            breakers=(Breaker("the tenants' database server", clock=self._clock),),
         )
         self._engine = make_tenant_engine(self._target, search_path=self._search_path)
         self._shared = SharedEngine(self._engine, affine=self._is_affine)
@@ -117,24 +133,21 @@ class PostgresIsolation:
             pool_pre_ping=False,
         )
         replace_closed(self._admin_engine)
+        tell_flaws(self._admin_engine, self._admin_setting)
         # Read by the server default of the tenant's column.
         setattr(self._admin_engine.sync_engine.dialect, SETTING, self._config.rls_setting)
 
     async def _is_missing(self, place: str) -> bool:  # noqa: ARG002 - for those that have places
         return False
 
+    async def _lacks_role(self, place: str) -> bool:  # noqa: ARG002 - for those that have roles
+        return False
+
     def _differs(self, place: str) -> None:
         """Take note of a tenant whose types are not those of others."""
 
     def _arguments_of(self, url: str, setting: str) -> tuple[URL, dict[str, Any]]:
-        return connect_args(make_url(url), setting, timeout=self._config.database_pool_timeout)
-
-    def _admin_place(self) -> tuple[str, str]:
-        if self._settings.admin_url is not None:
-            return "TENANCY_POSTGRES_ADMIN_URL", self._settings.admin_url.get_secret_value()
-        if self._config.control_dialect == "postgresql":
-            return self._config.control_setting, self._config.control_url
-        return "TENANCY_DATABASE_URL", self._config.database_url.get_secret_value()
+        return connect_args(url_of(url, setting), setting, timeout=self._config.connect_timeout)
 
     async def __aenter__(self) -> Self:
         if self._closed:
@@ -196,24 +209,40 @@ class PostgresIsolation:
         Raises:
             BackendUnavailable: The database cannot be used now.
         """
-        try:
+        with unavailable_in_words():
             async with self._admin_engine.begin() as connection:
                 yield connection
-        except DBAPIError as error:
-            cause = getattr(error.orig, "__cause__", None) or error
-            if (
-                code_of(cause) is None
-                and not error.connection_invalidated
-                and not isinstance(cause, asyncpg.ClientConfigurationError)
-            ):
-                raise
-            raise unavailable(cause) from error
-        except (asyncpg.InterfaceError, OSError) as error:
-            raise unavailable(error) from error
-        except asyncpg.PostgresError as error:
-            if code_of(error) is None:
-                raise
-            raise unavailable(error) from error
+
+    # -- for the production checklist ----------------------------------------------------------
+
+    def administering(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Open a transaction of the role that makes places, to look.
+
+        Raises:
+            BackendUnavailable: On entering: the database cannot be used now.
+        """
+        return self._administering()
+
+    @asynccontextmanager
+    async def nobodys(self) -> AsyncGenerator[AsyncConnection, None]:
+        """Open a connection as tenants' sessions have it, in a transaction that is nobody's.
+
+        Raises:
+            BackendUnavailable: The database cannot be used now.
+        """
+        with unavailable_in_words():
+            async with self._engine.connect() as connection:
+                await connection.execution_options(**{SCOPE: _NOBODY})
+                try:
+                    yield connection
+                finally:
+                    # What was tried on it is nobody's to find.
+                    await connection.invalidate()
+
+    @property
+    def link(self) -> Link:
+        """What was found between this process and the server on opening."""
+        return self._link
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -237,26 +266,3 @@ class PostgresIsolation:
 
     def _options(self, tenant: Tenant, *, read_only: bool) -> Mapping[str, Any]:
         raise NotImplementedError
-
-    def _ride_along(self, tenant: Tenant) -> str:
-        """Return what every transaction of a tenant sets besides the tenant itself."""
-        settings = self._plan_settings(tenant)
-        if self._settings.application_name:
-            name = f"{self._settings.application_name}/{tenant.identifier}"
-            settings += f";SET LOCAL application_name={quote_literal(name)}"
-        return settings
-
-    def _plan_settings(self, tenant: Tenant) -> str:
-        return "" if tenant.plan is None else self._plans.get(tenant.plan, "")
-
-    def _time_outs(self, plan: str) -> str:
-        given = self._config.plans[plan]
-        return "".join(
-            f";SET LOCAL {setting}={round(seconds * 1000)}"
-            for setting, seconds in (
-                ("statement_timeout", given.statement_timeout),
-                ("lock_timeout", given.lock_timeout),
-                ("idle_in_transaction_session_timeout", given.idle_timeout),
-            )
-            if seconds is not None
-        )

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
     from tenancy_postgres.server import ServerFacts
 
-__all__ = ["lacks_rights", "make_missing_schemas", "may_not_make", "wait_for_others"]
+__all__ = [
+    "lacks_rights",
+    "make_missing_schemas",
+    "may_not_make",
+    "rights_on_coming",
+    "rights_on_existing",
+    "wait_for_others",
+]
+
+_RIGHTS: Final = {"TABLES": "SELECT, INSERT, UPDATE, DELETE", "SEQUENCES": "USAGE, SELECT, UPDATE"}
 
 _LACKS: Final = frozenset({"42501", "3F000"})
 """insufficient_privilege, and invalid_schema_name: no schema of the search path may be used."""
@@ -76,3 +85,27 @@ def may_not_make(tables: Iterable[Table], admin: ServerFacts, role: str) -> Conf
         "role own it. Or make the tables with a migration, or name another role in "
         "TENANCY_POSTGRES_ADMIN_URL."
     )
+
+
+def rights_on_coming(schema: str, role: str) -> list[str]:
+    """Return the statements that let a role use what will be made in a schema.
+
+    Run before anything is made, they replace :func:`rights_on_existing`, for which the server reads
+    through the tables of all schemas.
+    """
+    place, grantee = quote_identifier(schema), quote_identifier(role)
+    lines = [f"GRANT USAGE ON SCHEMA {place} TO {grantee}"]
+    lines += (
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA {place} GRANT {rights} ON {kind} TO {grantee}"
+        for kind, rights in _RIGHTS.items()
+    )
+    return lines
+
+
+def rights_on_existing(schema: str, role: str) -> list[str]:
+    """Return the statements that let a role use what is in a schema already."""
+    place, grantee = quote_identifier(schema), quote_identifier(role)
+    return [
+        f"GRANT {rights} ON ALL {kind} IN SCHEMA {place} TO {grantee}"
+        for kind, rights in _RIGHTS.items()
+    ]

@@ -154,7 +154,7 @@ class RlsIsolation(PostgresIsolation):
     # -- sessions ------------------------------------------------------------------------------
 
     def _options(self, tenant: Tenant, *, read_only: bool) -> Mapping[str, Any]:
-        settings = self._begin + quote_literal(str(tenant.id)) + self._ride_along(tenant)
+        settings = self._begin + quote_literal(str(tenant.id)) + self._riding.of(tenant)
         return MappingProxyType({SCOPE: Scope(settings, read_only)})
 
     # -- the place -----------------------------------------------------------------------------

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from sqlalchemy import text
 
 from tenancy_core.sql import SharedEngine, require_own
 from tenancy_core.sql.scoped import SETTING, has_scoped_tables
+from tenancy_core.sql.tables import NAMESPACE, tenants
 from tenancy_postgres.ddl import has_own_types
 from tenancy_postgres.engine import tag_statements
 from tenancy_postgres.isolation import PostgresIsolation
@@ -17,7 +20,7 @@ from tenancy_postgres.schema.reading import make_reading_engine
 from tenancy_postgres.scope import SCOPE, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tenancy_core.tenant import Tenant
 
@@ -25,6 +28,31 @@ __all__ = ["SchemaIsolation"]
 
 
 _log = logging.getLogger("tenancy")
+
+# Every membership counts, inherited or not: SET ROLE makes use of it.
+_REACH: Final = text(
+    """
+    WITH RECURSIVE reach AS (
+      SELECT oid FROM pg_catalog.pg_roles WHERE rolname = ANY (CAST(:roles AS text[]))
+      UNION
+      SELECT m.roleid FROM reach AS r JOIN pg_catalog.pg_auth_members AS m ON m.member = r.oid
+    ), found AS (
+      SELECT r.rolname::text AS role, r.rolsuper AS superuser,
+             EXISTS (
+               SELECT FROM pg_catalog.pg_class AS c
+                 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+                WHERE n.nspname = CAST(:schema AS text) AND c.relname = CAST(:name AS text)
+                  AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')
+                  AND pg_catalog.has_any_column_privilege(r.oid, c.oid, 'SELECT')
+             ) AS reads_store
+        FROM reach JOIN pg_catalog.pg_roles AS r ON r.oid = reach.oid
+    )
+    SELECT role, superuser, reads_store FROM found WHERE superuser OR reads_store ORDER BY role
+    """
+)
+"""Which roles that sessions have, or can take, may do what no role of sessions should."""
+
+_READS: Final = "may read the tenant store"
 
 
 class SchemaIsolation(PostgresIsolation):
@@ -76,13 +104,56 @@ class SchemaIsolation(PostgresIsolation):
         return self
 
     async def _verify(self) -> None:
-        if self.admin.role == self.tenants.role:
+        """Tell what one role for all tenants, or for more than them, does not separate."""
+        role = self.tenants.role
+        if does := self._does_besides():
             _log.warning(
-                "tenants' sessions have the role %r, which makes their schemas and may read the "
-                "tenant store: name another role in %s",
-                self.tenants.role,
-                "TENANCY_CONTROL_DATABASE_URL",
+                "tenants' sessions have the role %r, which %s: name another role in %s",
+                role,
+                " and ".join(does),
+                " and in ".join(dict.fromkeys(does.values())),
             )
+        async with self._administering() as connection:
+            roles = {"roles": [role, self.tenants.login], "name": tenants.name, "schema": NAMESPACE}
+            reach = (await connection.execute(_REACH, roles)).all()
+        superusers = [row.role for row in reach if row.superuser]
+        if superusers:
+            _log.warning(
+                "tenants' sessions have the role %r, which %s: no right holds it, and it reads "
+                "every tenant and all that is on the server; name a plain role in "
+                "TENANCY_DATABASE_URL",
+                role,
+                _being(role, superusers, "is a superuser"),
+            )
+        # Of a store elsewhere nothing is known here; and what was told is not told again.
+        if self._config.control_dialect != "postgresql" or superusers or _READS in does:
+            return
+        if readers := [row.role for row in reach if row.reads_store]:
+            _log.warning(
+                "tenants' sessions have the role %r, which %s: let it have no rights in the schema "
+                "%r, be a member of no role that has, and name another one in "
+                "TENANCY_CONTROL_DATABASE_URL",
+                role,
+                _being(role, readers, "may read the tenant store of its database"),
+                NAMESPACE,
+            )
+
+    def _does_besides(self) -> dict[str, str]:
+        """Return what the role of sessions is for besides, and the setting that parts the two."""
+        config, same = self._config, self.admin.role == self.tenants.role
+        given = self._settings.admin_url is not None
+        # The tables of the store need not be there yet, for which it would have the right.
+        stores = config.control_dialect == "postgresql" and (
+            config.control_database_url is None or (same and not given)
+        )
+        does: dict[str, str] = {}
+        if same:
+            # Without a URL of its own, what makes schemas is the role of the store.
+            apart = "CONTROL_DATABASE_URL" if stores and not given else "POSTGRES_ADMIN_URL"
+            does["makes their schemas"] = f"TENANCY_{apart}"
+        if stores:
+            does[_READS] = "TENANCY_CONTROL_DATABASE_URL"
+        return does
 
     async def _close(self) -> None:
         await super()._close()
@@ -90,6 +161,9 @@ class SchemaIsolation(PostgresIsolation):
 
     async def _is_missing(self, place: str) -> bool:
         return not await self._places.is_there(place)
+
+    async def _lacks_role(self, place: str) -> bool:
+        return self._roles and not await self._places.has_role(place)
 
     def _differs(self, place: str) -> None:
         # Qualified statements name the tenant already.
@@ -113,14 +187,14 @@ class SchemaIsolation(PostgresIsolation):
             self._qualified
             and not self._roles
             and not self._link.pooled
-            and not self._plan_settings(tenant)
+            and not self._riding.of_plan(tenant)
         )
 
     def _options(self, tenant: Tenant, *, read_only: bool) -> Mapping[str, Any]:
         place = tenant.placement.name
         quoted = quote_identifier(place)
         settings = "SET LOCAL search_path=" + ("''" if self._qualified else quoted)
-        settings += self._ride_along(tenant)
+        settings += self._riding.of(tenant)
         if self._sets_tenant:
             value = quote_literal(str(tenant.id))
             settings += f";SET LOCAL {quote_setting(self._config.rls_setting)}={value}"
@@ -159,3 +233,7 @@ class SchemaIsolation(PostgresIsolation):
         """
         require_own(tenant, self.name)
         await self._places.destroy(tenant)
+
+
+def _being(role: str, found: Sequence[str], what: str) -> str:
+    return what if role in found else f"can become {found[0]!r}, which {what}"

@@ -16,8 +16,11 @@ from tenancy_postgres.making import (
     lacks_rights,
     make_missing_schemas,
     may_not_make,
+    rights_on_coming,
+    rights_on_existing,
     wait_for_others,
 )
+from tenancy_postgres.marks import mark_of
 from tenancy_postgres.quoting import quote_identifier, quote_literal, quote_table
 
 if TYPE_CHECKING:
@@ -47,8 +50,6 @@ _SET_SEARCH_PATH: Final = text("SELECT pg_catalog.set_config('search_path', :pat
 
 _MEMBERSHIP_OPTIONS: Final = 160_000
 """From this version on a membership can give the right to become a role without its rights."""
-
-_RIGHTS: Final = {"TABLES": "SELECT, INSERT, UPDATE, DELETE", "SEQUENCES": "USAGE, SELECT, UPDATE"}
 
 
 class SchemaPlaces:
@@ -122,10 +123,10 @@ class SchemaPlaces:
                 self._locking(tenant),
                 self._role_creation(place) if self._roles else "",
                 f"CREATE SCHEMA {place}",
-                f"COMMENT ON SCHEMA {place} IS {quote_literal(_mark(tenant))}",
+                f"COMMENT ON SCHEMA {place} IS {quote_literal(mark_of(tenant))}",
+                self._rights(tenant),
                 f"SET LOCAL search_path={place}",
                 self._script,
-                self._grants(place),
             )
             if part
         )
@@ -145,29 +146,30 @@ class SchemaPlaces:
             grant += " WITH INHERIT FALSE, SET TRUE"
         return f"CREATE ROLE {place} NOLOGIN;\n{grant}"
 
-    def _grants(self, place: str) -> str:
-        role = place if self._roles else quote_identifier(self._role)
-        if not self._roles and self._role == self._admin.role:
+    def _rights(self, tenant: Tenant, *, existing: bool = False) -> str:
+        """Return what gives the sessions' role its rights; before the tables, unless they exist."""
+        place = tenant.placement.name
+        role = place if self._roles else self._role
+        if role == self._admin.role:
             return ""
-        lines = [f"GRANT USAGE ON SCHEMA {place} TO {role}"]
-        for kind, rights in _RIGHTS.items():
-            lines.append(f"GRANT {rights} ON ALL {kind} IN SCHEMA {place} TO {role}")
-            # What a migration adds later.
-            lines.append(
-                f"ALTER DEFAULT PRIVILEGES IN SCHEMA {place} GRANT {rights} ON {kind} TO {role}"
-            )
+        lines = rights_on_coming(place, role)
+        if existing:
+            lines += rights_on_existing(place, role)
         if self._roles:
-            lines += [_reading_grants(self._shared, self._shared_schemas, role)]
+            lines += [_reading_grants(self._shared, self._shared_schemas, quote_identifier(role))]
         return ";\n".join(filter(None, lines))
 
     def _lacks_rights(self) -> ConfigurationError:
-        more = " and CREATEROLE" if self._roles else ""
+        role = quote_identifier(self._admin.role)
+        more, run = "", ""
+        if self._roles:
+            more = " and, as TENANCY_POSTGRES_SCHEMA_ROLES is on, CREATEROLE"
+            run = f"; and, as a superuser: ALTER ROLE {role} CREATEROLE"
         return ConfigurationError(
             f"The role {self._admin.role!r} of {self._admin_setting} may not make a tenant's "
             f"schema: it needs CREATE on the database {self._admin.database!r}{more}. Run, as its "
-            f"owner: GRANT CREATE ON DATABASE {quote_identifier(self._admin.database)} TO "
-            f"{quote_identifier(self._admin.role)}; or name another role in "
-            "TENANCY_POSTGRES_ADMIN_URL."
+            f"owner: GRANT CREATE ON DATABASE {quote_identifier(self._admin.database)} TO {role}"
+            f"{run}; or name another role in TENANCY_POSTGRES_ADMIN_URL."
         )
 
     def _is_not_owner(self, tenant: Tenant) -> ConfigurationError:
@@ -184,14 +186,12 @@ class SchemaPlaces:
         place = quote_identifier(tenant.placement.name)
         async with self._locked(tenant) as connection:
             await self._require_own_schema(connection, tenant)
-            if self._roles:
-                found = await connection.execute(_ROLE_THERE, {"name": tenant.placement.name})
-                if found.first() is None:
-                    await _run(connection, self._role_creation(place))
+            if self._roles and not await _is_role(connection, tenant.placement.name):
+                await _run(connection, self._role_creation(place))
             await connection.execute(_SET_SEARCH_PATH, {"path": place})
             await connection.run_sync(self._make_missing_tables)
-            if grants := self._grants(place):
-                await _run(connection, grants)
+            if rights := self._rights(tenant, existing=True):
+                await _run(connection, rights)
 
     @asynccontextmanager
     async def _locked(self, tenant: Tenant) -> AsyncGenerator[AsyncConnection, None]:
@@ -207,7 +207,7 @@ class SchemaPlaces:
     async def _require_own_schema(self, connection: AsyncConnection, tenant: Tenant) -> bool:
         name = quote_identifier(tenant.placement.name)
         found = (await connection.execute(_COMMENT, {"name": name})).one()
-        if found.is_there and found.mark != _mark(tenant):
+        if found.is_there and found.mark != mark_of(tenant):
             raise IdentifierCollision(
                 f"There is a schema {tenant.placement.name!r} that was not made for tenant "
                 f"{tenant.identifier!r}; nothing in it was touched."
@@ -221,6 +221,11 @@ class SchemaPlaces:
         async with self._administering() as connection:
             found = await connection.execute(_COMMENT, {"name": quote_identifier(name)})
             return bool(found.one().is_there)
+
+    async def has_role(self, name: str) -> bool:
+        """Whether there is a role of that name."""
+        async with self._administering() as connection:
+            return await _is_role(connection, name)
 
     async def exists(self, tenant: Tenant) -> bool:
         """Whether the tenant's schema is there.
@@ -243,12 +248,10 @@ class SchemaPlaces:
         async with self._locked(tenant) as connection:
             if await self._require_own_schema(connection, tenant):
                 await _run(connection, f"DROP SCHEMA {place} CASCADE")
-            if self._roles:
-                found = await connection.execute(_ROLE_THERE, {"name": tenant.placement.name})
-                if found.first() is not None:
-                    # Its rights on what all tenants share go first.
-                    revokes = _reading_revokes(self._shared, self._shared_schemas, place)
-                    await _run(connection, f"{revokes}DROP ROLE {place}")
+            if self._roles and await _is_role(connection, tenant.placement.name):
+                # Its rights on what all tenants share go first.
+                revokes = _reading_revokes(self._shared, self._shared_schemas, place)
+                await _run(connection, f"{revokes}DROP ROLE {place}")
 
     # -- what all tenants share ----------------------------------------------------------------
 
@@ -306,8 +309,8 @@ def _reading_revokes(tables: Sequence[Table], schemas: Sequence[str], role: str)
     )
 
 
-def _mark(tenant: Tenant) -> str:
-    return f"tenancy {tenant.id}"
+async def _is_role(connection: AsyncConnection, name: str) -> bool:
+    return (await connection.execute(_ROLE_THERE, {"name": name})).first() is not None
 
 
 async def _run(connection: AsyncConnection, script: str) -> None:

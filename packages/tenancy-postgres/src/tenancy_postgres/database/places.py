@@ -1,0 +1,347 @@
+"""Tenants' databases on one server: made, completed, recognised, removed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+
+from tenancy_core.errors import BackendUnavailable, ConfigurationError, IdentifierCollision
+from tenancy_core.sql import close_engine
+from tenancy_core.sql.postgres import LOCK_TENANT
+from tenancy_postgres.database.copies import drop_database, make_copy
+from tenancy_postgres.database.credentials import Login, scram_verifier
+from tenancy_postgres.database.templates import Template
+from tenancy_postgres.marks import mark_of
+from tenancy_postgres.quoting import quote_identifier, quote_literal
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, MetaData
+
+    from tenancy_core.config import TenancyConfig
+    from tenancy_core.tenant import Tenant
+    from tenancy_postgres.database.credentials import Credentials
+    from tenancy_postgres.database.server import Server
+    from tenancy_postgres.settings import PostgresSettings
+
+__all__ = ["TenantDatabases"]
+
+_STATE: Final = """
+    SELECT d.oid IS NOT NULL AS is_there,
+           pg_catalog.shobj_description(d.oid, 'pg_database') AS mark,
+           coalesce(d.datallowconn AND d.datconnlimit <> -2, false) AS is_open,
+           coalesce(d.datconnlimit = -2, false) AS is_half_gone,
+           d.datdba = a.oid AS is_own,
+           r.oid IS NOT NULL AS has_role,
+           pg_catalog.shobj_description(r.oid, 'pg_authid') AS role_mark
+      FROM pg_catalog.pg_roles AS a
+      LEFT JOIN pg_catalog.pg_database AS d ON d.datname = $1
+      LEFT JOIN pg_catalog.pg_roles AS r ON r.rolname = $1
+     WHERE a.rolname = current_user
+"""
+_ELSEWHERE: Final = """
+    SELECT DISTINCT d.datname FROM pg_catalog.pg_shdepend AS s
+      JOIN pg_catalog.pg_database AS d ON d.oid = CASE s.dbid WHEN 0 THEN s.objid ELSE s.dbid END
+      JOIN pg_catalog.pg_roles AS r ON r.oid = s.refobjid
+     WHERE s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND r.rolname = $1
+     ORDER BY 1
+"""
+_GROUP: Final = (
+    "SELECT pg_catalog.shobj_description(oid, 'pg_authid') AS mark FROM pg_roles WHERE rolname = $1"
+)
+_GROUP_MARK: Final = "tenancy tenants"
+_MOST: Final = 63
+"""Bytes of a name that PostgreSQL keeps."""
+_DIGITS: Final = 16
+
+
+class TenantDatabases:
+    """Makes and removes databases, with the roles that may use them.
+
+    Args:
+        server: Where they are.
+        config: Gives the patience, and what tables need to know.
+        settings: Says what the databases begin as.
+        metadata: The application's tables; None if it makes them itself.
+        credentials: Tenants' logins; None where all tenants have one role.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        config: TenancyConfig,
+        settings: PostgresSettings,
+        metadata: MetaData | None,
+        credentials: Credentials | None,
+    ) -> None:
+        self._server = server
+        self._credentials = credentials if server.address.own else None
+        self._metadata = metadata
+        self._patience = config.database_pool_timeout
+        role = server.address.url.username or ""
+        self._group = group_of(server.address.admin_url.username or "") if self._own else role
+        self._template = Template(
+            server,
+            metadata,
+            base=settings.database_template,
+            grantee=self._group,
+            setting=config.rls_setting,
+            patience=self._patience,
+        )
+        self._has_group = not self._own
+
+    @property
+    def _own(self) -> bool:
+        return self._server.address.own
+
+    # -- making --------------------------------------------------------------------------------
+
+    async def provision(self, tenant: Tenant) -> None:
+        """Make the database and the role, or complete what is there.
+
+        Raises:
+            IdentifierCollision: One of the two is there, and is not this tenant's.
+            ConfigurationError: The role of the server's ``admin_url`` may not make them.
+            BackendUnavailable: The server cannot be used now.
+        """
+        await self._server.facts()
+        try:
+            await self._prepare_group()
+            await self._template.prepare()
+            async with self._server.locked(_key(tenant)) as driver:
+                is_new = await self._make_role(driver, tenant)
+                is_new = await self._make_database(driver, tenant) and is_new
+                await driver.execute(self._opening(tenant))
+                if not is_new:
+                    await self._complete(tenant)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise await self._lacks_rights() from error
+
+    async def _prepare_group(self) -> None:
+        if self._has_group:
+            return
+        async with self._server.administering() as connection:
+            raw = await connection.get_raw_connection()
+            driver: Any = raw.driver_connection
+            found = await driver.fetchrow(_GROUP, self._group)
+            if found is None:
+                name = quote_identifier(self._group)
+                try:
+                    await driver.execute(
+                        f"CREATE ROLE {name} NOLOGIN;"
+                        f"COMMENT ON ROLE {name} IS {quote_literal(_GROUP_MARK)}"
+                    )
+                except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
+                    found = await driver.fetchrow(_GROUP, self._group)
+            if found is not None and found["mark"] != _GROUP_MARK:
+                raise ConfigurationError(
+                    f"There is a role {self._group!r} that was not made by tenancy, and tenants' "
+                    "roles are to be its members. Rename it, or have another role in "
+                    f"{self._server.address.admin_setting}."
+                )
+        self._has_group = True
+
+    async def _make_role(self, driver: asyncpg.Connection[Any], tenant: Tenant) -> bool:
+        """Make the tenant's role, or give it the password that is kept; whether it is new."""
+        if self._credentials is None:
+            return True
+        name = quote_identifier(tenant.placement.name)
+        login = await self._credentials.get(tenant.id)
+        if login is None:
+            login = await self._credentials.keep(tenant.id, Login.new())
+        verifier = quote_literal(scram_verifier(login.password))
+        try:
+            # The role that makes databases is a member, so that it may end the tenant's sessions.
+            await driver.execute(
+                f"CREATE ROLE {name} LOGIN PASSWORD {verifier}"
+                f" IN ROLE {quote_identifier(self._group)} ROLE CURRENT_USER;"
+                f"COMMENT ON ROLE {name} IS {quote_literal(mark_of(tenant))}"
+            )
+        except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
+            self._require_own(await _state(driver, tenant), tenant)
+            await driver.execute(f"ALTER ROLE {name} LOGIN PASSWORD {verifier}")
+            return False
+        return True
+
+    async def _make_database(self, driver: asyncpg.Connection[Any], tenant: Tenant) -> bool:
+        """Make the tenant's database; whether it is new."""
+        copy, original = tenant.placement.name, self._template.name
+        try:
+            try:
+                await make_copy(driver, copy, of=original, patience=self._patience)
+            except (asyncpg.DuplicateDatabaseError, asyncpg.UniqueViolationError):
+                state = await _state(driver, tenant)
+                self._require_own(state, tenant)
+                if not state["is_half_gone"]:
+                    return False
+                # The server began to remove it: there is nothing else that it does with it.
+                await self._drop(driver, tenant)
+                await make_copy(driver, copy, of=original, patience=self._patience)
+        except (
+            asyncpg.InvalidCatalogNameError,
+            asyncpg.ObjectNotInPrerequisiteStateError,
+        ) as error:
+            # Somebody removed the template since it was looked at, or began to.
+            self._template.forget()
+            raise BackendUnavailable(
+                f"The database {original!r}, which tenants' databases are copies of, was removed. "
+                "Try again."
+            ) from error
+        return True
+
+    def _opening(self, tenant: Tenant) -> str:
+        name = quote_identifier(tenant.placement.name)
+        role = name if self._own else quote_identifier(self._group)
+        return (
+            f"REVOKE ALL ON DATABASE {name} FROM PUBLIC;"
+            f"GRANT CONNECT, TEMPORARY ON DATABASE {name} TO {role};"
+            f"COMMENT ON DATABASE {name} IS {quote_literal(mark_of(tenant))};"
+            f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"
+        )
+
+    async def _complete(self, tenant: Tenant) -> None:
+        """Add what is missing in a database that was there already."""
+        engine = self._server.admin_engine(tenant.placement.name)
+        try:
+            async with engine.begin() as connection:
+                if self._metadata is not None:
+                    for schema in self._template.schemas:
+                        await connection.exec_driver_sql(
+                            f"CREATE SCHEMA IF NOT EXISTS {quote_identifier(schema)}"
+                        )
+                    await connection.run_sync(self._make_missing_tables)
+                for line in self._template.grants():
+                    await connection.exec_driver_sql(line)
+        finally:
+            await close_engine(engine)
+
+    def _make_missing_tables(self, connection: Connection) -> None:
+        if self._metadata is not None:
+            self._metadata.create_all(connection)
+
+    # -- looking, removing -----------------------------------------------------------------------
+
+    async def exists(self, tenant: Tenant) -> bool:
+        """Whether the database is there, and the tenant can use it.
+
+        Raises:
+            IdentifierCollision: A database, or a role, of its name is not this tenant's.
+        """
+        async with self._server.administering() as connection:
+            raw = await connection.get_raw_connection()
+            driver: Any = raw.driver_connection
+            state = await _state(driver, tenant)
+        self._require_own(state, tenant)
+        return bool(
+            state["mark"] is not None
+            and state["is_open"]
+            and (state["has_role"] or self._credentials is None)
+        )
+
+    async def destroy(self, tenant: Tenant) -> None:
+        """Remove the database, whoever is connected to it, and the role.
+
+        Raises:
+            IdentifierCollision: One of the two is not this tenant's; nothing was removed.
+            ConfigurationError: The role has something in other databases; the tenant's is removed.
+            BackendUnavailable: Somebody is connected who may not be sent away.
+        """
+        name = quote_identifier(tenant.placement.name)
+        async with self._server.locked(_key(tenant)) as driver:
+            state = await _state(driver, tenant)
+            self._require_own(state, tenant)
+            if state["is_there"]:
+                if not state["is_half_gone"]:
+                    # Nobody comes back while it is being removed.
+                    await driver.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+                await self._drop(driver, tenant)
+            if state["has_role"] and self._credentials is not None:
+                await self._drop_role(driver, tenant)
+
+    async def _drop(self, driver: asyncpg.Connection[Any], tenant: Tenant) -> None:
+        setting = self._server.address.admin_setting
+        await drop_database(driver, tenant.placement.name, setting=setting)
+
+    async def _drop_role(self, driver: asyncpg.Connection[Any], tenant: Tenant) -> None:
+        name = quote_identifier(tenant.placement.name)
+        try:
+            await driver.execute(f"DROP ROLE {name}")
+        except asyncpg.DependentObjectsStillExistError as error:
+            where = [row[0] for row in await driver.fetch(_ELSEWHERE, tenant.placement.name)]
+            raise ConfigurationError(
+                f"The tenant's database is removed, and its role {name} is not: it has objects or "
+                f"rights in {', '.join(where) or 'other databases'}. Run there, as a superuser: "
+                f"DROP OWNED BY {name}; then try again."
+            ) from error
+
+    async def rotate(self, tenant: Tenant) -> None:
+        """Give the tenant's role another password, and let the one before open nothing.
+
+        Whoever connects meanwhile knows both. Killed anywhere, both are known until a second run.
+
+        Raises:
+            ConfigurationError: All tenants have one role.
+            IdentifierCollision: The role is not this tenant's.
+        """
+        if self._credentials is None:
+            raise ConfigurationError(
+                f"{self._server.address.setting} names one role for all tenants; its password is "
+                "changed there."
+            )
+        async with self._server.locked(_key(tenant)) as driver:
+            self._require_own(await _state(driver, tenant), tenant)
+            login = await self._server.login(tenant.id)
+            if login.previous is not None:
+                # Somebody was killed half-way: which of the two holds is not known.
+                await self._tell(driver, tenant, login)
+            login = await self._credentials.keep(tenant.id, Login.new(login.password))
+            await self._tell(driver, tenant, login)
+
+    async def _tell(self, driver: asyncpg.Connection[Any], tenant: Tenant, login: Login) -> None:
+        assert self._credentials is not None  # noqa: S101 - rotate has looked
+        verifier = quote_literal(scram_verifier(login.password))
+        name = quote_identifier(tenant.placement.name)
+        await driver.execute(f"ALTER ROLE {name} PASSWORD {verifier}")
+        await self._credentials.keep(tenant.id, Login(login.password))
+
+    def _require_own(self, state: Any, tenant: Tenant) -> None:  # noqa: ANN401 - a row
+        mark, name = mark_of(tenant), tenant.placement.name
+        if state["has_role"] and self._credentials is not None and state["role_mark"] != mark:
+            raise IdentifierCollision(
+                f"There is a role {name!r} that was not made for tenant {tenant.identifier!r}; "
+                "nothing was changed."
+            )
+        # One that is closed and has no mark yet was being made when somebody was killed.
+        half_made = state["mark"] is None and state["is_own"] and not state["is_open"]
+        if state["is_there"] and state["mark"] != mark and not half_made:
+            raise IdentifierCollision(
+                f"There is a database {name!r} that was not made for tenant "
+                f"{tenant.identifier!r}; nothing was changed."
+            )
+
+    async def _lacks_rights(self) -> ConfigurationError:
+        facts = await self._server.facts()
+        role = quote_identifier(facts.role)
+        more = " CREATEROLE" if self._own else ""
+        return ConfigurationError(
+            f"The role {facts.role!r} of {self._server.address.admin_setting} may not make a "
+            f"tenant's database: it needs CREATEDB{' and' + more if more else ''}, and has to own "
+            f"what it completes. Run, as a superuser: ALTER ROLE {role} CREATEDB{more}."
+        )
+
+
+def group_of(admin: str) -> str:
+    """Return the name of the role whose rights all tenants' roles have, each in its database."""
+    name = f"{admin}_tenants"
+    if len(name.encode()) <= _MOST:
+        return name
+    return f"tenancy_{hashlib.sha256(admin.encode()).hexdigest()[:_DIGITS]}_tenants"
+
+
+def _key(tenant: Tenant) -> tuple[int, int]:
+    return LOCK_TENANT, int.from_bytes(tenant.id.bytes[:4], "big", signed=True)
+
+
+async def _state(driver: asyncpg.Connection[Any], tenant: Tenant) -> Any:  # noqa: ANN401 - a row
+    return await driver.fetchrow(_STATE, tenant.placement.name)
