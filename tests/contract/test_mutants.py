@@ -8,6 +8,7 @@ import pytest
 
 from tenancy_core.testing import (
     CacheBackendSuite,
+    InvalidationBusSuite,
     IsolationSuite,
     RateLimiterSuite,
     ResolverSuite,
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester"]
 
-SUITES = [ResolverSuite, CacheBackendSuite, RateLimiterSuite, IsolationSuite, TenantStoreSuite]
+SUITES = [
+    ResolverSuite,
+    CacheBackendSuite,
+    InvalidationBusSuite,
+    RateLimiterSuite,
+    IsolationSuite,
+    TenantStoreSuite,
+]
 
 # Cases run in a pytest and a process of their own, which is what a third party would see, and what
 # broken implementations leave behind (connections that nobody closed) ends with that process.

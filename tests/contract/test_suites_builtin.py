@@ -20,6 +20,7 @@ from tenancy_core.sql import ConnectionBudget
 from tenancy_core.testing import (
     CacheBackendSuite,
     FakeClock,
+    InvalidationBusSuite,
     IsolationSuite,
     RateLimiterSuite,
     ResolverSuite,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         Tenant,
         TenantStore,
     )
+    from tenancy_core.contract import InvalidationBus
 
 BOTH = ("asyncio", "trio")
 
@@ -120,6 +122,14 @@ class TestMemoryCacheBackend(CacheBackendSuite):
 
 
 # -- limiters --------------------------------------------------------------------------------------
+
+
+class TestMemoryInvalidationBus(InvalidationBusSuite):
+    backends = BOTH
+
+    @pytest.fixture
+    def bus(self) -> InvalidationBus:
+        return MemoryCacheBackend()
 
 
 class TestMemoryRateLimiter(RateLimiterSuite):

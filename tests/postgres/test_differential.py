@@ -1,8 +1,8 @@
 """The same work gives the same answers, whatever keeps the tenants apart.
 
 One random workload at a time runs on row-level security, on schemas (by search path, and with
-qualified names), on SQLite files and on a model in memory. What each session reads and every error
-is compared.
+qualified names), on databases, on two of them side by side, on SQLite files and on a model in
+memory. What each session reads and every error is compared.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from support.databases import database_isolation
+from support.hybrid import hybrid, hybrid_database, hybrid_tenant
 from support.postgres import opened
 from support.scoped import Base, Line, Note, rls
 from tenancy_core import TenancyConfig
@@ -31,10 +33,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.services.databases import PostgresDatabase
+    from support.services.postgres import Postgres
+    from tenancy_core import Tenant
 
 
-EXAMPLES = 400 if os.environ.get("TENANCY_TEST_FULL") else 40
+EXAMPLES = 400 if os.environ.get("TENANCY_TEST_FULL") else 30
 TENANTS = ("acme", "beta", "gamma")
+PREMIUM = ("beta",)
+FEW: dict[str, Any] = {"database_pool_size": 1, "max_database_connections": 6}
 
 
 class Undone(Exception):
@@ -235,8 +241,15 @@ def after(  # noqa: C901, PLR0911, PLR0912 - as above
 
 @contextlib.asynccontextmanager
 async def all_strategies(
-    database: PostgresDatabase, folder: Path
+    database: PostgresDatabase, large: PostgresDatabase, folder: Path
 ) -> AsyncIterator[dict[str, tuple[Any, dict[str, Any]]]]:
+    """Open each strategy with its tenants, for all examples.
+
+    Args:
+        database: For the strategies that keep tenants in one database.
+        large: For those that make databases, and for two at a time.
+        folder: For SQLite.
+    """
     config = TenancyConfig(database_url=f"sqlite+aiosqlite:///{folder}/control.db")
     files = SqliteDatabaseIsolation(
         config, ConnectionBudget(8), root=folder / "tenants", metadata=Base.metadata
@@ -246,6 +259,9 @@ async def all_strategies(
         rls(database, Base.metadata, database_pool_size=1, max_database_connections=3) as by_rows,
         opened(database, metadata=Base.metadata) as by_path,
         opened(database, metadata=Base.metadata, settings=qualified) as by_name,
+        database_isolation(large, Base.metadata, **FEW) as by_database,
+        hybrid(large, Base.metadata, premium="schema", **FEW) as rows_and_schemas,
+        hybrid(large, Base.metadata, premium="database", **FEW) as rows_and_databases,
         files as by_file,
     ):
         found = {}
@@ -253,24 +269,38 @@ async def all_strategies(
             ("rls", by_rows),
             ("schema", by_path),
             ("qualified", by_name),
+            ("database", by_database),
+            ("rls and schema", rows_and_schemas),
+            ("rls and database", rows_and_databases),
             ("sqlite", by_file),
         ):
-            tenants = {name: make_tenant(name, isolation=isolation.name) for name in TENANTS}
+            tenants = {name: placed(isolation, name) for name in TENANTS}
             for tenant in tenants.values():
                 await isolation.provision(tenant)
             found[label] = (isolation, tenants)
         yield found
 
 
+def placed(isolation: Any, name: str) -> Tenant:
+    """Return the record of one of the tenants; under ``hybrid`` some are premium."""
+    if isolation.name == "hybrid":
+        return hybrid_tenant(isolation, name, premium=name in PREMIUM)
+    return make_tenant(name, isolation=isolation.name)
+
+
 @pytest.mark.storm
 def test_the_same_work_gives_the_same_answers(
-    postgres_database: PostgresDatabase, tmp_path: Path
+    postgres_database: PostgresDatabase, postgres_server: Postgres, tmp_path: Path
 ) -> None:
-    with asyncio.Runner() as runner:
+    with hybrid_database(postgres_server) as large, asyncio.Runner() as runner:
         stack = contextlib.AsyncExitStack()
         compared = runner.run(
-            stack.enter_async_context(all_strategies(postgres_database, tmp_path))
+            stack.enter_async_context(all_strategies(postgres_database, large, tmp_path))
         )
+        tiers = {
+            tenant.isolation for _, tenants in compared.values() for tenant in tenants.values()
+        }
+        assert tiers == {"rls", "schema", "database"}
 
         @settings(
             max_examples=EXAMPLES,

@@ -24,6 +24,8 @@ from hypothesis.stateful import (
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from support.databases import database_isolation
+from support.hybrid import hybrid, hybrid_database, hybrid_tenant
 from support.postgres import opened
 from support.scoped import rls
 from tenancy_core.sql import TenantScoped
@@ -33,10 +35,15 @@ from tenancy_core.testing.suite import strike
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from support.services.databases import PostgresDatabase
+    from support.services.postgres import Postgres
+    from tenancy_core import Tenant
 
 FULL = bool(os.environ.get("TENANCY_TEST_FULL"))
 TENANTS = ("acme", "beta", "gamma")
+PREMIUM = ("beta",)
 CONNECTIONS = 3
 
 CARRIED = """
@@ -106,16 +113,32 @@ class Sessions(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        many = {"database_pool_size": CONNECTIONS, "max_database_connections": CONNECTIONS + 2}
-        if self.kind == "rls":
-            context = rls(self.database, Base.metadata, database_max_overflow=0, **many)
-        else:
-            modes = {"schema_mode": self.kind}
-            context = opened(self.database, metadata=Base.metadata, settings=modes, **many)
+        many: dict[str, Any] = {
+            "database_pool_size": CONNECTIONS,
+            "max_database_connections": CONNECTIONS + 2,
+        }
+        context: Any
+        match self.kind.split(" and "):
+            case ["rls"]:
+                context = rls(self.database, Base.metadata, database_max_overflow=0, **many)
+            case ["database"]:
+                context = database_isolation(self.database, Base.metadata, **many)
+            case [standard, premium]:
+                context = hybrid(
+                    self.database, Base.metadata, standard=standard, premium=premium, **many
+                )
+            case _:
+                modes = {"schema_mode": self.kind}
+                context = opened(self.database, metadata=Base.metadata, settings=modes, **many)
         self.isolation = self.run(self.stack.enter_async_context(context))
-        self.tenants = {name: make_tenant(name, isolation=self.isolation.name) for name in TENANTS}
+        self.tenants = {name: self.placed(name) for name in TENANTS}
         for tenant in self.tenants.values():
             self.run(self.isolation.provision(tenant))
+
+    def placed(self, name: str) -> Tenant:
+        if self.isolation.name == "hybrid":
+            return hybrid_tenant(self.isolation, name, premium=name in PREMIUM)
+        return make_tenant(name, isolation=self.isolation.name)
 
     def teardown(self) -> None:
         for one in list(self.now):
@@ -231,11 +254,9 @@ class Sessions(RuleBasedStateMachine):
             self.run(self.look())
 
     async def look(self) -> None:
-        engines = {self.isolation._engine}
-        if hasattr(self.isolation, "_reading"):
-            engines.add(self.isolation._reading.engine)
-        for engine in engines:
-            for record in engine.pool._free:
+        for engine in engines_of(self.isolation):
+            pool: Any = engine.pool
+            for record in pool._free:
                 if record.dbapi_connection is None:
                     continue
                 driver = record.dbapi_connection.driver_connection
@@ -253,11 +274,32 @@ class Sessions(RuleBasedStateMachine):
 
     async def waiting(self) -> int:
         found: int = await self.database.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND usename = $1 AND state LIKE 'idle in transaction%'",
-            self.database.app,
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = ANY ($1)"
+            " AND state LIKE 'idle in transaction%'",
+            [self.database.app, *(tenant.placement.name for tenant in self.tenants.values())],
         )
         return found
+
+
+def engines_of(isolation: Any) -> list[AsyncEngine]:
+    """Return the engines that tenants' sessions have connections of."""
+    if isolation.name == "hybrid":
+        return [*engines_of(isolation.standard), *engines_of(isolation.premium)]
+    if isolation.name == "database":
+        cache = isolation._engines
+        return [entry.engine for entry in (*cache._entries.values(), *cache._retired)]
+    reading = [isolation._reading.engine] if hasattr(isolation, "_reading") else []
+    return [isolation._engine, *reading]
+
+
+def run_machine(database: PostgresDatabase, kind: str, examples: int) -> None:
+    machine = type("Machine", (Sessions,), {"database": database, "kind": kind})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=150 if FULL else examples, stateful_step_count=40, deadline=None
+        ),
+    )
 
 
 @pytest.mark.storm
@@ -265,8 +307,13 @@ class Sessions(RuleBasedStateMachine):
 def test_sessions_of_several_tenants_at_once(
     postgres_database: PostgresDatabase, kind: str
 ) -> None:
-    machine = type("Machine", (Sessions,), {"database": postgres_database, "kind": kind})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(max_examples=150 if FULL else 15, stateful_step_count=40, deadline=None),
-    )
+    run_machine(postgres_database, kind, 15)
+
+
+@pytest.mark.storm
+@pytest.mark.parametrize("kind", ["database", "rls and schema", "rls and database"])
+def test_sessions_of_several_tenants_in_several_places_at_once(
+    postgres_server: Postgres, kind: str
+) -> None:
+    with hybrid_database(postgres_server) as database:
+        run_machine(database, kind, 10)

@@ -20,6 +20,20 @@ Result = TypeVar("Result")
 AWKWARD: Final = "@:/%?#+"
 
 
+_MADE_DATABASES: Final = """
+    SELECT datname FROM pg_catalog.pg_database
+     WHERE pg_catalog.pg_get_userbyid(datdba) = ANY ($1::text[])
+"""
+_MADE_ROLES: Final = """
+    SELECT DISTINCT made.rolname
+      FROM pg_catalog.pg_auth_members AS m
+      JOIN pg_catalog.pg_roles AS made ON made.oid = m.roleid
+     WHERE pg_catalog.pg_get_userbyid(m.member) = ANY ($1::text[])
+       AND made.rolname LIKE ANY (ARRAY['tenant\\_%', '%\\_tenants'])
+"""
+"""Roles that tenancy made for a tenant, or for all of them: whoever makes one is its member."""
+
+
 class PostgresServer(Protocol):
     """A PostgreSQL that the tests run, or that somebody else does."""
 
@@ -45,11 +59,11 @@ class PostgresDatabase:
     """A database, and the three roles that may connect to it (beside the superuser).
 
     * *owner*: owns the database, and so its schema ``public``; creates what it likes in it;
-    * *control*: may create schemas in the database, and roles if that was asked for; owns nothing
-      of others and has no rights in ``public``;
+    * *control*: may create schemas in the database, and roles and databases if that was asked for;
+      owns nothing of others and has no rights in ``public``;
     * *app*: may connect, nothing else.
 
-    None of them is a superuser, bypasses row-level security, creates databases or replicates.
+    None of them is a superuser, bypasses row-level security or replicates.
     """
 
     server: PostgresServer
@@ -120,33 +134,43 @@ class PostgresDatabase:
             return await connection.fetchval(query, *values)
 
     async def drop(self) -> None:
-        """Drop the database with whoever is connected, and its three roles."""
+        """Drop the database with whoever is connected, its three roles, and what those made."""
+        roles = (self.owner, self.control, self.app)
         async with _connection(self.server) as connection:
-            await connection.execute(f'DROP DATABASE IF EXISTS "{self.name}" WITH (FORCE)')
-            for role in (self.owner, self.control, self.app):
+            made = await connection.fetch(_MADE_DATABASES, roles)
+            for name in (self.name, *(row[0] for row in made)):
+                await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+            for row in await connection.fetch(_MADE_ROLES, roles):
+                await connection.execute(f'DROP ROLE IF EXISTS "{row[0]}"')
+            for role in roles:
                 await _drop_role(self.server, connection, role)
 
 
 async def create_database(
-    server: PostgresServer, *, createrole: bool = False, prefix: str = "t"
+    server: PostgresServer,
+    *,
+    createrole: bool = False,
+    createdb: bool = False,
+    prefix: str = "t",
 ) -> PostgresDatabase:
     """Create a database with its roles.
 
     Args:
         server: Where; its own user has to be a superuser.
         createrole: The control role may create roles.
+        createdb: The control role may create databases.
         prefix: The name's begin, of letters and digits.
     """
     password = secrets.token_urlsafe(9) + AWKWARD
     database = PostgresDatabase(server, f"{prefix}_{secrets.token_hex(5)}", password)
     name, owner, control, app = database.name, database.owner, database.control, database.app
-    plain = "LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOREPLICATION"
+    plain = "LOGIN NOSUPERUSER NOBYPASSRLS NOREPLICATION"
+    rights = f"{'CREATEROLE' if createrole else ''} {'CREATEDB' if createdb else ''}"
     async with _connection(server) as connection:
         await connection.execute(
             f"CREATE ROLE {owner} {plain} NOCREATEROLE PASSWORD '{password}';"
             f"CREATE ROLE {app} {plain} NOCREATEROLE PASSWORD '{password}';"
-            f"CREATE ROLE {control} {plain} {'CREATEROLE' if createrole else 'NOCREATEROLE'} "
-            f"PASSWORD '{password}'"
+            f"CREATE ROLE {control} {plain} {rights} PASSWORD '{password}'"
         )
         # Half as long as STRATEGY wal_log, which is the default from 15 on and unknown before.
         newer = connection.get_server_version().major >= 15
@@ -166,10 +190,15 @@ async def create_database(
 
 @contextmanager
 def fresh_database(
-    server: PostgresServer, *, createrole: bool = False, prefix: str = "t"
+    server: PostgresServer,
+    *,
+    createrole: bool = False,
+    createdb: bool = False,
+    prefix: str = "t",
 ) -> Iterator[PostgresDatabase]:
     """Create a database for a block, from code that is not asynchronous: fixtures of any scope."""
-    database = finished(create_database(server, createrole=createrole, prefix=prefix))
+    making = create_database(server, createrole=createrole, createdb=createdb, prefix=prefix)
+    database = finished(making)
     try:
         yield database
     finally:

@@ -42,6 +42,9 @@ class PgBouncer(SqlServer):
             More needs a newer PgBouncer than many machines have; where theirs is older, one is
             fetched for those who ask for it.
         users: Role → password for the user list, for roles that cannot be looked up.
+        auth_database: Where roles are looked up; by default in the database that they come for. A
+            database that is to be dropped must not have the superuser's connection in it, which
+            nobody but a superuser may end. It needs a newer PgBouncer, as prepared statements do.
         options: Further settings of ``[pgbouncer]``.
         binaries: Programs to use instead of those found.
     """
@@ -60,10 +63,11 @@ class PgBouncer(SqlServer):
         default_pool_size: int = 4,
         max_prepared_statements: int = 0,
         users: Mapping[str, str] | None = None,
+        auth_database: str | None = None,
         options: Mapping[str, object] | None = None,
         binaries: Binaries | None = None,
     ) -> None:
-        if binaries is None and max_prepared_statements:
+        if binaries is None and (max_prepared_statements or auth_database):
             binaries = find(self.service, PREPARES_FROM)
         super().__init__(binaries)
         self.user, self.password = postgres.user, postgres.password
@@ -80,6 +84,8 @@ class PgBouncer(SqlServer):
             # A client that waits in vain is told so before its test times out.
             "query_wait_timeout": 30,
         }
+        if auth_database:
+            self._options["auth_dbname"] = auth_database
         self._max_prepared_statements = max_prepared_statements
         self._further = dict(options or {})
 

@@ -66,6 +66,11 @@ class Splitter:
         self._buffer = bytearray()
         self._untyped = untyped
 
+    @property
+    def held(self) -> int:
+        """Bytes of a message that is not complete yet."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield (type, body) of every message that is complete; no type for a start-up packet."""
         self._buffer += data
