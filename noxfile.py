@@ -31,7 +31,13 @@ ROOT = Path(__file__).parent
 LOCK = ROOT / "requirements" / "dev.lock"
 BIN = Path(sys.executable).parent
 TYPED = ("packages/*/src", "examples", "noxfile.py", "tests/typing")
-BENCHMARKS = ("tests/bench/middleware.py", "tests/bench/sessions.py")
+BENCHMARKS = (
+    "tests/bench/middleware.py",
+    "tests/bench/sessions.py",
+    "tests/bench/provisioning.py",
+    "tests/bench/databases.py",
+    "tests/bench/fairness.py",
+)
 SCRIPTS = ("dev", ".ci/run")
 WORKERS = ("-n", "2", "--dist", "loadgroup")
 
