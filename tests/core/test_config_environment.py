@@ -136,7 +136,7 @@ def test_plans_are_json(setenv: Callable[..., None]) -> None:
             (
                 "TENANCY_PLANS, pro has no setting 'rate_limit_per_minut'. There is "
                 "rate_limit_per_minute, rate_limit_burst, statement_timeout, lock_timeout, "
-                "idle_timeout. Did you mean 'rate_limit_per_minute'?"
+                "idle_timeout, weight, concurrency. Did you mean 'rate_limit_per_minute'?"
             ),
         ),
         (

@@ -36,6 +36,9 @@ DESIGN: dict[str, tuple[Any, str, Any]] = {
     "database_pool_size": (20, "7", 7),
     "database_max_overflow": (40, "8", 8),
     "database_pool_timeout": (30, "2.5", 2.5),
+    "database_connect_timeout": (10, "3", 3),
+    "database_tenant_share": (0.5, "0.25", 0.25),
+    "database_max_waiting": (1000, "12", 12),
     "database_pool_recycle": (3600, "-1", -1),
     "database_pool_pre_ping": (True, "false", False),
     "database_echo": (False, "true", True),
@@ -79,6 +82,7 @@ DESIGN: dict[str, tuple[Any, str, Any]] = {
     "l1_cache_max_size": (1000, "5", 5),
     "l1_cache_ttl_seconds": (60, "6", 6),
     "invalidation_poll_seconds": (5, "1", 1),  # design §9
+    "invalidation_bus": (None, "none", "none"),
     # limits
     "enable_rate_limiting": (False, "true", True),
     "rate_limit_per_minute": (100, "50", 50),
@@ -110,7 +114,15 @@ TOKENS = {
     "jwt_audience": "notes",
     "jwt_issuer": "https://id.example",
 }
+POSTGRES = {"database_url": "postgresql+asyncpg://app:secret@host/shop"}
+HYBRID = {**POSTGRES, "isolation_strategy": "hybrid", "premium_tenants": "acme"}
+
 TOGETHER: dict[str, dict[str, str]] = {
+    "database_url_template": {**POSTGRES, "isolation_strategy": "database"},
+    "standard_isolation_strategy": HYBRID,
+    "premium_isolation_strategy": HYBRID,
+    "premium_plans": HYBRID,
+    "premium_tenants": HYBRID,
     "enable_encryption": {"encryption_keys": "4" * 32},
     "encryption_keys": {"enable_encryption": "true"},
     "resolution_strategy": TOKENS,
@@ -193,12 +205,25 @@ def test_a_setting_whose_feature_comes_later_is_refused_even_with_its_default(na
         assert str(caught.value).startswith(f"TENANCY_{name.upper()} is set, and ")
 
 
-def test_the_parts_of_a_plan_whose_feature_comes_later_are_refused() -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        TenancyConfig(database_url=URL, plans={"pro": {"concurrency": 1}})
-    assert str(caught.value) == (
-        "TENANCY_PLANS, pro concurrency is not part of this version; remove it."
-    )
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("weight", 0), ("weight", -1), ("weight", "inf"), ("concurrency", 0), ("concurrency", 1.5)],
+)
+def test_a_plan_without_a_share_of_the_connections_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=f"TENANCY_PLANS, pro, {name} is not valid"):
+        TenancyConfig(database_url=URL, plans={"pro": {name: value}})
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.01])
+def test_the_share_of_a_tenant_is_a_part_of_the_whole(share: float) -> None:
+    with pytest.raises(ConfigurationError, match="TENANCY_DATABASE_TENANT_SHARE is not valid"):
+        TenancyConfig(database_url=URL, database_tenant_share=share)
+
+
+def test_nobody_waits_longer_for_a_new_connection_than_for_any() -> None:
+    assert TenancyConfig(database_url=URL).connect_timeout == 10
+    assert TenancyConfig(database_url=URL, database_pool_timeout=2).connect_timeout == 2
+    assert TenancyConfig(database_url=URL, database_connect_timeout=60).connect_timeout == 30
 
 
 # -- a setting that is accepted is used --------------------------------------------------------

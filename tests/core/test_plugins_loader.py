@@ -130,9 +130,12 @@ def test_the_core_and_its_packages_are_plugins_like_any_other() -> None:
     assert registry.names(kinds.RESOLVER) == ["header", "jwt", "path", "subdomain"]
     assert registry.names(kinds.STORE) == ["memory", "sql"]
     assert registry.names(kinds.CACHE) == ["memory"]
+    assert registry.names(kinds.BUS) == ["postgres"]
     assert registry.names(kinds.LIMITER) == ["memory"]
     assert registry.names(kinds.ISOLATION) == [
+        "database@postgresql",
         "database@sqlite",
+        "hybrid@postgresql",
         "rls@postgresql",
         "schema@postgresql",
     ]
@@ -330,8 +333,8 @@ def test_a_hook_that_is_like_none_is_told_which_there_are(site: Path) -> None:
     assert refusal(site, "acme-other", source) == (
         "The plugin acme-other implements the hook 'on_start', which does not exist; there is "
         "tenancy_audit_sinks, tenancy_cache_backends, tenancy_checks, tenancy_commands, "
-        "tenancy_isolation_strategies, tenancy_observers, tenancy_rate_limiters, "
-        f"tenancy_resolvers, tenancy_stores. {way_out('acme-other')}"
+        "tenancy_invalidation_buses, tenancy_isolation_strategies, tenancy_observers, "
+        f"tenancy_rate_limiters, tenancy_resolvers, tenancy_stores. {way_out('acme-other')}"
     )
 
 

@@ -231,6 +231,7 @@ def test_a_resolver_of_a_plugin_is_guarded_and_one_of_the_core_is_not(
         ("isolation", "IsolationStrategy", "session(tenant, read_only)"),
         ("store", "TenantStore", "get_by_identifier(identifier)"),
         ("cache_backend", "CacheBackend", "get(key)"),
+        ("invalidation_bus", "InvalidationBus", "publish(message)"),
         ("rate_limiter", "RateLimiter", "hit(key, limit, cost)"),
         ("observers", "Observer", "refused(code, status, tenant)"),
         ("audit_sinks", "AuditSink", "write(event)"),
@@ -253,6 +254,7 @@ def test_an_object_without_a_method_of_its_protocol_is_refused(
     [
         (contract.TenantStore, MemoryTenantStore()),
         (contract.CacheBackend, MemoryCacheBackend()),
+        (contract.InvalidationBus, MemoryCacheBackend()),
         (contract.RateLimiter, MemoryRateLimiter()),
         (contract.Resolver, NamesAcme()),
         (contract.Observer, Listener()),

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from tenancy_core._directory import ChangeFollower, Directory, L1Cache, TenantCodec
+from tenancy_core._directory import (
+    ChangeAnnouncer,
+    ChangeFollower,
+    ChangeListener,
+    Directory,
+    L1Cache,
+    TenantCodec,
+)
 from tenancy_core._plugins import registry as kinds
 from tenancy_core._plugins.catalogue import DATABASES, EXTRAS
 from tenancy_core._plugins.signatures import accepts, flaw_of_function, flaw_of_method
@@ -19,13 +26,14 @@ from tenancy_core.config import TenancyConfig, near_miss
 from tenancy_core.contract import (
     AuditSink,
     CacheBackend,
+    InvalidationBus,
     IsolationStrategy,
     Observer,
     RateLimiter,
     Resolver,
     TenantStore,
 )
-from tenancy_core.crypto import SigningKeys, TenantCipher
+from tenancy_core.crypto import SigningKeys, TenantCipher, TenantSecrets
 from tenancy_core.errors import ConfigurationError, TenancyError
 from tenancy_core.observe import Observers
 from tenancy_core.providers import BuildContext
@@ -47,6 +55,7 @@ _PROTOCOLS: Final[dict[str, type]] = {
     kinds.RESOLVER: Resolver,
     kinds.ISOLATION: IsolationStrategy,
     kinds.CACHE: CacheBackend,
+    kinds.BUS: InvalidationBus,
     kinds.LIMITER: RateLimiter,
     kinds.STORE: TenantStore,
     kinds.OBSERVER: Observer,
@@ -54,6 +63,9 @@ _PROTOCOLS: Final[dict[str, type]] = {
 }
 
 CUSTOM: Final = "custom"
+NO_BUS: Final = "none"
+_BUSES: Final = {"postgresql": "postgres"}
+"""Dialect of the tenant store → the bus that is used where none is named and it is installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +76,26 @@ class Given:
     isolation: IsolationStrategy | None = None
     store: TenantStore | None = None
     cache_backend: CacheBackend | None = None
+    invalidation_bus: InvalidationBus | None = None
     rate_limiter: RateLimiter | None = None
     observers: Sequence[Observer] = ()
     audit_sinks: Sequence[AuditSink] = ()
     metadata: MetaData | None = None
     clock: Callable[[], float] = monotonic
+
+    def objects(self) -> list[tuple[str, object]]:
+        """Return each object with the argument by which it was passed."""
+        named: list[tuple[str, object]] = [
+            ("resolver", self.resolver),
+            ("isolation", self.isolation),
+            ("store", self.store),
+            ("cache_backend", self.cache_backend),
+            ("invalidation_bus", self.invalidation_bus),
+            ("rate_limiter", self.rate_limiter),
+        ]
+        named += [("observers", part) for part in self.observers]
+        named += [("audit_sinks", part) for part in self.audit_sinks]
+        return [(argument, part) for argument, part in named if part is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +111,8 @@ class Parts:
     store: TenantStore
     directory: Directory
     follower: ChangeFollower
+    bus: InvalidationBus | None
+    listener: ChangeListener | None
     isolation: IsolationStrategy
     limiter: RateLimiter | None
     observers: Observers
@@ -110,7 +139,7 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
         # Asked for first: what a service without its database package lacks is that package, not
         # the driver that the store would miss.
         registry.find_isolation(config.isolation_name, config.dialect)
-    budget = ConnectionBudget(config.connection_ceiling)
+    budget = ConnectionBudget.from_config(config)
     context = BuildContext(config, given.metadata, budget)
     # Never `given.… or …`: a limiter that has counted nothing yet may well be falsy.
     store: TenantStore = (
@@ -118,7 +147,9 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
         if given.store is not None
         else _product(kinds.STORE, registry.find(kinds.STORE, "sql", "The tenant store"), context)
     )
-    context = BuildContext(config, given.metadata, budget, store, given.clock)
+    cipher = TenantCipher(config.encryption_keys) if config.enable_encryption else None
+    secrets = None if cipher is None else TenantSecrets(store, cipher)
+    context = BuildContext(config, given.metadata, budget, store, given.clock, secrets)
     isolation: IsolationStrategy = (
         given.isolation
         if given.isolation is not None
@@ -139,6 +170,8 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
             "A cache backend is chosen, and TENANCY_CACHE_ENABLED is false. Set it to true, or "
             "leave the backend out."
         )
+    bus = _bus(config, given, registry, context)
+    announcer = None if bus is None else ChangeAnnouncer(bus)
     limiter: RateLimiter | None = None
     if config.enable_rate_limiting:
         limiter = given.rate_limiter
@@ -161,7 +194,6 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
         _product(kinds.AUDIT_SINK, offer, context) for offer in registry.offers(kinds.AUDIT_SINK)
     ]
     sinks += given.audit_sinks
-    cipher = TenantCipher(config.encryption_keys) if config.enable_encryption else None
     signing_keys = SigningKeys(config.signing_keys, store)
     signer = signing_keys.signer("audit")
     audit = AuditLog(enabled=config.enable_audit_logging, sinks=sinks, store=store, signer=signer)
@@ -173,15 +205,22 @@ def build(config: TenancyConfig, given: Given, registry: Registry, owner: Any) -
         shared_ttl=config.cache_ttl,
         codec=TenantCodec(signing_keys),
         owner=owner,
+        announcer=announcer,
     )
-    products = [store, signing_keys, shared, isolation, limiter, *_members(resolver)]
+    follower = ChangeFollower(store, directory, config.invalidation_poll_seconds)
+    listener = None
+    if bus is not None and announcer is not None:
+        listener = ChangeListener(bus, directory, follower, origin=announcer.origin)
+    products = [store, signing_keys, shared, bus, isolation, limiter, *_members(resolver)]
     products += [*installed, *sinks]
     return Parts(
         resolver=resolver,
         raw_header=getattr(resolver, "raw_header", None),
         store=store,
         directory=directory,
-        follower=ChangeFollower(store, directory, config.invalidation_poll_seconds),
+        follower=follower,
+        bus=bus,
+        listener=listener,
         isolation=isolation,
         limiter=limiter,
         observers=observers,
@@ -316,6 +355,7 @@ def _require_protocols(given: Given) -> None:
         (kinds.ISOLATION, given.isolation, "isolation"),
         (kinds.STORE, given.store, "store"),
         (kinds.CACHE, given.cache_backend, "cache_backend"),
+        (kinds.BUS, given.invalidation_bus, "invalidation_bus"),
         (kinds.LIMITER, given.rate_limiter, "rate_limiter"),
         *((kinds.OBSERVER, observer, "observers") for observer in given.observers),
         *((kinds.AUDIT_SINK, sink, "audit_sinks") for sink in given.audit_sinks),
@@ -342,6 +382,28 @@ def _require_protocol(kind: str, product: object, what: str, way_out: str) -> No
         flaw = flaw_of_method(getattr(product, name, None), name, method)
         if flaw is not None:
             raise ConfigurationError(f"{what} is a {type(product).__name__} {flaw}. {way_out}")
+
+
+def _bus(
+    config: TenancyConfig, given: Given, registry: Registry, context: BuildContext
+) -> InvalidationBus | None:
+    name = config.invalidation_bus
+    if given.invalidation_bus is not None:
+        if name == NO_BUS:
+            raise ConfigurationError(
+                "An invalidation bus is passed, and TENANCY_INVALIDATION_BUS is 'none'. Leave one "
+                "of the two out."
+            )
+        return given.invalidation_bus
+    if name is None and given.store is None:
+        name = _BUSES.get(config.control_dialect, NO_BUS)
+        if name not in registry.names(kinds.BUS):
+            return None
+    if name is None or name == NO_BUS:
+        return None
+    offer = registry.find(kinds.BUS, name, "TENANCY_INVALIDATION_BUS")
+    bus: InvalidationBus = _product(kinds.BUS, offer, context)
+    return bus
 
 
 def _resolver(

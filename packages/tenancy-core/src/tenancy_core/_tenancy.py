@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from contextlib import AsyncExitStack
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, ParamSpec, Self, TypeVar
 from uuid import UUID
+from weakref import WeakSet
 
 import anyio
 import anyio.to_thread
 
-from tenancy_core._background import BackgroundTasks, on_asyncio
+from tenancy_core._background import BackgroundTasks, leave_to_parent, on_asyncio, own_loop
 from tenancy_core._build import Given, Parts, build, require_arguments
+from tenancy_core._fork import in_child, lineage, put_aside
 from tenancy_core._plugins import load_plugins
 from tenancy_core.checks import run_checks
 from tenancy_core.context import Binding, binding, require_binding
@@ -28,7 +30,8 @@ from tenancy_core.errors import (
 from tenancy_core.tenant import Tenant, TenantStatus, not_found, validate_identifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Sequence
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
         AuditSink,
         CacheBackend,
         Finding,
+        InvalidationBus,
         IsolationStrategy,
         Membership,
         Observer,
@@ -57,6 +61,9 @@ T = TypeVar("T")
 
 _ACTIVE = frozenset({TenantStatus.ACTIVE})
 
+_in_use: Final[WeakSet[Tenancy]] = WeakSet()
+"""Those that are being opened, open, or being closed."""
+
 
 class Tenancy:
     """Multi-tenancy for one service.
@@ -72,6 +79,7 @@ class Tenancy:
         isolation: Used instead of ``isolation_strategy``.
         store: Used instead of the tenant store in the control database.
         cache_backend: Used instead of ``cache_backend``.
+        invalidation_bus: Used instead of ``invalidation_bus``.
         rate_limiter: Used instead of ``rate_limiter``.
         observers: Told what happens, beside those that packages bring.
         audit_sinks: Fed with audit events, beside those that packages bring.
@@ -94,6 +102,7 @@ class Tenancy:
         isolation: IsolationStrategy | None = None,
         store: TenantStore | None = None,
         cache_backend: CacheBackend | None = None,
+        invalidation_bus: InvalidationBus | None = None,
         rate_limiter: RateLimiter | None = None,
         observers: Sequence[Observer] = (),
         audit_sinks: Sequence[AuditSink] = (),
@@ -110,6 +119,7 @@ class Tenancy:
             isolation=isolation,
             store=store,
             cache_backend=cache_backend,
+            invalidation_bus=invalidation_bus,
             rate_limiter=rate_limiter,
             observers=tuple(observers),
             audit_sinks=tuple(audit_sinks),
@@ -122,16 +132,38 @@ class Tenancy:
         self._built = build(config, self._given, self._registry, self)
         self._fresh = True
         self._watchers: dict[UUID, set[Callable[[], Coroutine[Any, Any, None]]]] = {}
+        self._loop: AbstractEventLoop | None = None
+        self._parents = False
 
     def __repr__(self) -> str:
         state = "open" if self._open is not None else "closed"
         return f"<Tenancy {self.config.isolation_name} on {self.config.dialect}, {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A Tenancy holds secrets and connections and is not pickled; make one in each process, "
+            "for instance by importing the module that does."
+        )
 
     # -- opening and closing -------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         if self._open is not None:
             raise ConfigurationError("This Tenancy is open already; open it once per process.")
+        if self._parents:
+            self._require_own_parts()
+        self._loop = own_loop()
+        _in_use.add(self)
+        try:
+            await self._enter()
+        except BaseException:
+            _in_use.discard(self)
+            raise
+        self.is_open = True
+        self._parents = False
+        return self
+
+    async def _enter(self) -> None:
         if not self._fresh:
             self._built = build(self.config, self._given, self._registry, self)
         self._fresh = False
@@ -146,12 +178,12 @@ class Tenancy:
             background = await stack.enter_async_context(BackgroundTasks())
             if shared:
                 background.start(parts.follower.run(), name="change-follower")
+            if parts.listener is not None and on_asyncio():
+                background.start(parts.listener.run(), name="invalidation")
             # A store in memory works on every event loop, and tasks are started on asyncio only.
             if (parts.audit.enabled or parts.audit.outbox.sinks) and (shared or on_asyncio()):
                 background.start(parts.audit_worker.run(), name="audit")
             self._open = stack.pop_all()
-        self.is_open = True
-        return self
 
     async def __aexit__(
         self,
@@ -165,6 +197,32 @@ class Tenancy:
         self._built.directory.forget_all()
         if stack is not None:
             await stack.__aexit__(kind, error, trace)
+        self._loop = None
+        _in_use.discard(self)
+
+    def _leave_to_parent(self) -> Iterator[object]:
+        """Be as if never opened: what is open is the parent process's."""
+        left = (self._built, self._open, self._watchers, self._loop)
+        self._open = None
+        self.is_open = False
+        self._fresh = False
+        self._parents = True
+        self._built.directory.forget_all()
+        self._watchers = {}
+        self._loop = None
+        yield from left
+        if (loop := left[-1]) is not None and not loop.is_closed():
+            yield from leave_to_parent(loop)
+
+    def _require_own_parts(self) -> None:
+        """Refuse objects that the parent process opened: nobody here knows how to make another."""
+        for argument, part in self._given.objects():
+            if any(part is resource for resource in self._built.resources):
+                raise ConfigurationError(
+                    f"What is passed to Tenancy({argument}=…), a {type(part).__name__}, was opened "
+                    "before this process was forked, and what it has open is the other process's. "
+                    "Close the Tenancy before the fork, or make both in the process that uses them."
+                )
 
     def lifespan(self, app: object = None, /) -> AbstractAsyncContextManager[None]:  # noqa: ARG002 - what ASGI frameworks pass
         """Return a lifespan for an ASGI framework: ``Starlette(lifespan=tenancy.lifespan)``."""
@@ -178,6 +236,12 @@ class Tenancy:
             ConfigurationError: It is not open.
         """
         if self._open is None:
+            if self._parents:
+                raise ConfigurationError(
+                    "This Tenancy was opened in the process that this one was forked from, and "
+                    "its connections are that process's. Open it in each worker: run the lifespan "
+                    "there, or write `async with tenancy:` after the fork."
+                )
             raise ConfigurationError(
                 "This Tenancy is not open. In an application run its lifespan (a test client does "
                 "so in a `with` block); elsewhere write `async with tenancy:`."
@@ -342,6 +406,13 @@ class Tenancy:
         return found
 
 
+@in_child
+def _leave_to_parent() -> Iterator[object]:
+    for tenancy in tuple(_in_use):
+        yield from tenancy._leave_to_parent()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    _in_use.clear()
+
+
 class _Opening(Generic[T]):
     """A session that an isolation strategy opens: what fails on the way is not the caller's error.
 
@@ -349,7 +420,7 @@ class _Opening(Generic[T]):
     the block; that one's errors pass through as they are.
     """
 
-    __slots__ = ("_context", "_open", "_read_only", "_tenant")
+    __slots__ = ("_context", "_generation", "_open", "_read_only", "_tenant")
 
     _context: AbstractAsyncContextManager[T]
 
@@ -367,6 +438,7 @@ class _Opening(Generic[T]):
     async def __aenter__(self) -> T:
         try:
             self._context = self._open(self._tenant, read_only=self._read_only)
+            self._generation = lineage.generation
             return await self._context.__aenter__()
         except TenancyError:
             raise
@@ -381,6 +453,10 @@ class _Opening(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool | None:
+        if self._generation != lineage.generation:
+            # A child is on its way out through its parent's block; the parent ends the session.
+            put_aside(self._context)
+            return None
         return await self._context.__aexit__(kind, error, trace)
 
 
@@ -432,6 +508,8 @@ class _Scope:
         if tenant.status not in self._statuses:
             raise TenantInactive(f"Tenant {tenant.identifier!r} is {tenant.status}.")
         outer = binding.get()
+        if outer is not None and outer.generation != lineage.generation:
+            outer = None
         if outer is not None and (outer.tenant.id != tenant.id or outer.owner is not found.owner):
             if not self._switch:
                 raise TenantContextLocked(

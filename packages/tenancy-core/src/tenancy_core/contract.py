@@ -41,17 +41,20 @@ __all__ = [
     "Command",
     "Connection",
     "Finding",
+    "InvalidationBus",
     "IsolationStrategy",
     "JournalStep",
     "Membership",
     "Observer",
     "OpenAPISource",
+    "PlacesTenants",
     "RateLimit",
     "RateLimitDecision",
     "RateLimiter",
     "RefusalCount",
     "Reservation",
     "Resolver",
+    "RotatesCredentials",
     "Severity",
     "StoreTransaction",
     "TenantClaim",
@@ -219,15 +222,66 @@ class IsolationStrategy(Protocol):
         ...
 
 
+class PlacesTenants(Protocol):
+    """What an isolation strategy may do besides: say where a new tenant will be."""
+
+    def place(self, tenant: Tenant, /, *, server: str | None) -> Tenant:
+        """Return the record of a new tenant with its ``isolation`` and its ``placement``.
+
+        Called once, before the record is written, and never again: what it says stays.
+
+        Args:
+            tenant: The record, with the strategy's own name and a derived name for its place.
+            server: Alias of the server that the caller wishes for; None leaves it to the strategy.
+
+        Raises:
+            ValueError: There is no such server.
+        """
+        ...
+
+
+class RotatesCredentials(Protocol):
+    """What an isolation strategy may do besides: give a tenant a new credential of its own."""
+
+    async def rotate_credentials(self, tenant: Tenant, /) -> None:
+        """Replace it. Idempotent; no session fails, neither here nor in other processes."""
+        ...
+
+
+# -- telling other processes -------------------------------------------------------------------
+
+
+class InvalidationBus(Protocol):
+    """Tells all processes at once what they have to forget.
+
+    It may lose messages: every process polls the store as well, and does so whenever its
+    subscription begins anew. Messages carry no authority: whoever gets one forgets what is cached,
+    and asks the store. They are printable ASCII, at most 4096 characters.
+    """
+
+    async def publish(self, message: str, /) -> None:
+        """Tell every subscriber, in every process."""
+        ...
+
+    def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Iterate over what is published from the moment on in which it is entered.
+
+        The iteration raises where messages may have been lost, and soon after the link broke.
+
+        Raises:
+            ConfigurationError: On entering: it cannot work with these settings, now or later.
+                After any other exception the caller tries again.
+        """
+        ...
+
+
 # -- cache -------------------------------------------------------------------------------------
 
 
-class CacheBackend(Protocol):
+class CacheBackend(InvalidationBus, Protocol):
     """A cache that several processes may share, and a bus between them.
 
     Keys are ASCII. Values are opaque bytes: what a backend returns is checked by the caller.
-    ``publish`` and ``subscribe`` are called by nothing in this version: processes poll the store
-    for what they have to forget.
     """
 
     async def get(self, key: str, /) -> bytes | None:
@@ -247,11 +301,11 @@ class CacheBackend(Protocol):
         ...
 
     async def publish(self, message: str, /) -> None:
-        """Tell every subscriber, in every process."""
+        """As :meth:`InvalidationBus.publish`."""
         ...
 
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """Iterate over what is published from now on."""
+        """As :meth:`InvalidationBus.subscribe`."""
         ...
 
 

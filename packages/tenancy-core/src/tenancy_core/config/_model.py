@@ -37,6 +37,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tenancy_core.config._environment import PREFIX, Environment, near_miss
+from tenancy_core.config._isolation import check_isolation
 from tenancy_core.config._jwt import JwtIssuer, check_jwt, parse_issuers
 from tenancy_core.config._keys import (
     INSTANCE_KEY,
@@ -45,7 +46,7 @@ from tenancy_core.config._keys import (
     check_filled,
     check_keys,
 )
-from tenancy_core.config._later import LATER, LATER_IN_PLANS
+from tenancy_core.config._later import LATER
 from tenancy_core.config._rls import check_rls_setting
 from tenancy_core.config._urls import dialect_of, is_in_memory, require_async_url
 from tenancy_core.contract import RateLimit
@@ -117,6 +118,9 @@ class Plan(BaseModel):
         statement_timeout: Seconds that a statement may take.
         lock_timeout: Seconds that a statement may wait for a lock.
         idle_timeout: Seconds that a transaction may stay idle.
+        weight: How much of the database connections a tenant gets beside others: twice as much
+            with twice the weight.
+        concurrency: Database connections that a tenant may have at once in each process.
     """
 
     model_config = ConfigDict(
@@ -128,15 +132,8 @@ class Plan(BaseModel):
     statement_timeout: Seconds | None = None
     lock_timeout: Seconds | None = None
     idle_timeout: Seconds | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_later(cls, values: Any) -> Any:  # noqa: ANN401 - whatever is to be validated
-        given: Any = values
-        for name in LATER_IN_PLANS:
-            if isinstance(given, dict) and name in given:
-                raise ValueError(f"{name} is not part of this version; remove it")
-        return values
+    weight: float = Field(default=1.0, gt=0)
+    concurrency: int | None = Field(default=None, ge=1)
 
 
 class TenancyConfig(BaseSettings):
@@ -184,6 +181,22 @@ class TenancyConfig(BaseSettings):
     database_pool_timeout: float = Field(
         default=30.0, gt=0, description="Seconds to wait for a connection, then 503."
     )
+    database_connect_timeout: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds to wait for a new connection, then 503; never more than the pool "
+        "time-out.",
+    )
+    database_tenant_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="What one tenant may have of the connections while nobody else wants any; "
+        "1: all.",
+    )
+    database_max_waiting: int = Field(
+        default=1000, ge=1, description="Requests of one tenant that may wait for a connection."
+    )
     database_pool_recycle: int = Field(
         default=3600, ge=-1, description="Seconds after which a connection is replaced; -1: never."
     )
@@ -195,7 +208,9 @@ class TenancyConfig(BaseSettings):
         default=100, ge=1, description="Engines kept for tenants that are not in use."
     )
     database_url_template: SecretStr | None = Field(
-        default=None, description="URL of a tenant's own database."
+        default=None,
+        description="Under `database`: URL of a tenant's own database, with {database}, {user} and "
+        "{password} in it. Default: as `database_url`.",
     )
     max_database_connections: int | None = Field(
         default=None,
@@ -284,6 +299,11 @@ class TenancyConfig(BaseSettings):
         gt=0,
         description="How often each process asks the store what changed: the bound within which "
         "a suspension reaches every process.",
+    )
+    invalidation_bus: str | None = Field(
+        default=None,
+        description="Name of the bus that tells other processes of changes at once, or `none`. "
+        "Default: `postgres` where the tenant store is on PostgreSQL.",
     )
 
     # -- limits
@@ -560,6 +580,7 @@ class TenancyConfig(BaseSettings):
             raise ValueError(
                 "TENANCY_DOMAIN_SUFFIX is missing: the subdomain resolver needs the base domain"
             )
+        check_isolation(self)
         check_jwt(self)
         try:
             for plan in (None, *self.plans):
@@ -623,6 +644,11 @@ class TenancyConfig(BaseSettings):
         if self.max_database_connections is not None:
             return self.max_database_connections
         return max(2, self.database_pool_size + self.database_max_overflow)
+
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds to wait for a new connection: nobody waits longer for one than for any."""
+        return min(self.database_connect_timeout, self.database_pool_timeout)
 
     @property
     def token_issuers(self) -> tuple[JwtIssuer, ...]:

@@ -20,6 +20,7 @@ import anyio.to_thread
 from sqlalchemy import URL, event
 
 from tenancy_core.errors import BackendUnavailable, ConfigurationError
+from tenancy_core.sql.forked import close_file, open_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,7 +132,12 @@ class TransactionalConnection(sqlite3.Connection):
     """
 
     def __init__(self, database: str, *, timeout: float = 5.0, **options: Any) -> None:
-        super().__init__(database, timeout=timeout, **options)
+        open_file(self, database)
+        try:
+            super().__init__(database, timeout=timeout, **options)
+        except BaseException:
+            close_file(self)
+            raise
         self._patience = timeout
 
     def write_ahead(self) -> None:
@@ -172,6 +178,7 @@ class TransactionalConnection(sqlite3.Connection):
             pass  # it is closed already
         finally:
             super().close()
+            close_file(self)
 
 
 class StoreConnection(TransactionalConnection):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         make_connection,
         make_tenant,
     )
+    from tenancy_core.testing.invalidation_bus import InvalidationBusSuite
     from tenancy_core.testing.isolation import IsolationSuite
     from tenancy_core.testing.rate_limiter import RateLimiterSuite
     from tenancy_core.testing.resolver import ResolverSuite
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CacheBackendSuite",
     "FakeClock",
+    "InvalidationBusSuite",
     "IsolationSuite",
     "RateLimiterSuite",
     "RecordingAuditSink",
@@ -57,6 +59,7 @@ _ROOMS = {
     "current_as": "fakes",
     "make_connection": "fakes",
     "make_tenant": "fakes",
+    "InvalidationBusSuite": "invalidation_bus",
     "IsolationSuite": "isolation",
     "RateLimiterSuite": "rate_limiter",
     "ResolverSuite": "resolver",

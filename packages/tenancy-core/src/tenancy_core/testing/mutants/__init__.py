@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tenancy_core.testing.mutants.buses import BUS_MUTANTS, HONEST_BUSES
 from tenancy_core.testing.mutants.caches import CACHE_MUTANTS, HONEST_CACHES
 from tenancy_core.testing.mutants.limiters import HONEST_LIMITERS, LIMITER_MUTANTS
 from tenancy_core.testing.mutants.mutant import Mutant, mutant
@@ -24,6 +25,7 @@ __all__ = ["HONEST", "MUTANTS", "Mutant", "mutant"]
 HONEST: Final[tuple[type[Suite], ...]] = (
     *HONEST_RESOLVERS,
     *HONEST_CACHES,
+    *HONEST_BUSES,
     *HONEST_LIMITERS,
     *HONEST_STRATEGIES,
     *HONEST_STORES,
@@ -33,6 +35,7 @@ HONEST: Final[tuple[type[Suite], ...]] = (
 MUTANTS: Final[tuple[Mutant, ...]] = (
     *RESOLVER_MUTANTS,
     *CACHE_MUTANTS,
+    *BUS_MUTANTS,
     *LIMITER_MUTANTS,
     *STRATEGY_MUTANTS,
     *STORE_MUTANTS,
