@@ -15,7 +15,7 @@ from support.places import connected, places, until_seen
 from support.postgres import Base, Note, provisioned
 from support.services.databases import fresh_database
 from support.services.postgres import Postgres as PostgresService
-from tenancy_core.errors import BackendUnavailable, IdentifierCollision
+from tenancy_core.errors import BackendUnavailable, IdentifierCollision, IsolationError
 from tenancy_core.testing import make_tenant
 
 if TYPE_CHECKING:
@@ -257,8 +257,14 @@ async def test_C5_a_database_that_is_being_vacuumed_is_removed() -> None:
     try:
         server.start()
         with fresh_database(server, createrole=True, createdb=True) as database:
-            async with database_isolation(database, Base.metadata) as isolation:
+            secrets = KeptSecrets()
+            async with (
+                database_isolation(database, Base.metadata, secrets=secrets) as isolation,
+                database_isolation(database, Base.metadata, secrets=secrets) as other,
+            ):
                 (acme,) = await provisioned(isolation, "acme")
+                # Another process keeps a connection, which may be ended.
+                assert await who(other, acme) == acme.placement.name
                 async with isolation.session(acme) as session:
                     await session.execute(text(FILL))
                     await session.execute(text("UPDATE notes SET text = repeat('y', 500)"))
@@ -268,5 +274,20 @@ async def test_C5_a_database_that_is_being_vacuumed_is_removed() -> None:
                     await until_seen(connection, VACUUMING, acme.placement.name)
                 await isolation.destroy(acme)
                 assert not await isolation.exists(acme)
+                with pytest.raises((BackendUnavailable, IsolationError)):
+                    await who(other, acme)
     finally:
         server.close()
+
+
+async def test_C5_whoever_may_not_be_sent_away_is_told_of(database: PostgresDatabase) -> None:
+    async with database_isolation(database, Base.metadata) as isolation:
+        (acme,) = await provisioned(isolation, "acme")
+        async with connected(database, acme.placement.name):
+            with pytest.raises(BackendUnavailable, match="may not end") as caught:
+                await isolation.destroy(acme)
+            assert "TENANCY_CONTROL_DATABASE_URL" in str(caught.value)
+            # Nobody comes to it any more.
+            assert not await isolation.exists(acme)
+        await isolation.destroy(acme)
+        assert len((await places(database))["databases"]) == 1
