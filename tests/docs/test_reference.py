@@ -14,6 +14,7 @@ from tenancy_core.asgi import ANSWERED, render
 from tenancy_core.config import Plan
 from tenancy_core.config._environment import _RESERVED, _RESERVED_PREFIX
 from tenancy_core.config._later import LATER
+from tenancy_core.contract import Severity
 from tenancy_core.errors import ConfigurationError, RequestRefused, TenancyError
 
 if TYPE_CHECKING:
@@ -287,3 +288,14 @@ def test_the_page_lists_what_is_built_in() -> None:
         for row in rows(section(page("hooks.md"), "What is there already"))
     }
     assert shown == offered
+
+
+# -- checks ----------------------------------------------------------------------------------------
+
+
+def test_the_page_has_every_check() -> None:
+    installed = [check.name for check, _ in load_plugins().checks]
+    table = rows(page("checks.md"))
+    assert sorted(code(row[0]) for row in table) == sorted(installed)
+    for _, severity, _ in table:
+        assert set(severity.split(", ")) <= {*Severity}

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tenancy_core.hookspecs import hookimpl
 from tenancy_core.providers import BuildContext, Provider, Section
-from tenancy_postgres.invalidation.check import INVALIDATION
 from tenancy_postgres.settings import PostgresSettings
 
 if TYPE_CHECKING:
@@ -73,6 +72,6 @@ def tenancy_invalidation_buses() -> Iterable[Provider[Any, InvalidationBus]]:
 @hookimpl
 def tenancy_checks() -> Iterable[Check]:
     """Return this package's items of the production checklist."""
-    from tenancy_postgres.hybrid.tiers import TIER
+    from tenancy_postgres.checks import POSTGRES_CHECKS
 
-    return (INVALIDATION, TIER)
+    return POSTGRES_CHECKS

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
+    import asyncpg
     from sqlalchemy import URL, MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -239,10 +240,26 @@ class PostgresIsolation:
                     # What was tried on it is nobody's to find.
                     await connection.invalidate()
 
+    @asynccontextmanager
+    async def unbegun(self) -> AsyncGenerator[asyncpg.Connection[Any], None]:
+        """Open a connection as tenants' sessions have it, outside of any transaction.
+
+        Raises:
+            BackendUnavailable: The database cannot be used now.
+        """
+        with unavailable_in_words():
+            async with self._engine.connect() as connection:
+                raw = await connection.get_raw_connection()
+                driver: Any = raw.driver_connection
+                try:
+                    yield driver
+                finally:
+                    await connection.invalidate()
+
     @property
-    def link(self) -> Link:
-        """What was found between this process and the server on opening."""
-        return self._link
+    def admin_setting(self) -> str:
+        """The variable that names the role which makes places."""
+        return self._admin_setting
 
     # -- sessions ------------------------------------------------------------------------------
 

@@ -122,17 +122,32 @@ class RlsIsolation(PostgresIsolation):
                 "another role."
             )
 
+    async def judge(self, connection: AsyncConnection) -> Sequence[Verdict]:
+        """Look at all tables as they are now, and refuse nothing: for the production checklist.
+
+        Args:
+            connection: As from :meth:`administering`.
+        """
+        return await self._tables.judge(connection, self.tenants.role)
+
+    def owners(self, verdicts: Sequence[Verdict]) -> frozenset[str]:
+        """Return the roles that can switch off what keeps tenants apart."""
+        return frozenset({self.admin.role}.union(*(verdict.owners for verdict in verdicts)))
+
     async def _require_held(self, connection: AsyncConnection, verdicts: Sequence[Verdict]) -> None:
-        owners = frozenset({self.admin.role}.union(*(verdict.owners for verdict in verdicts)))
         roles = frozenset({self.tenants.role, self.tenants.login})
         dangers = await dangers_of(
-            connection, roles, owners, self.tenants.version, self._config.rls_setting
+            connection,
+            roles,
+            self.owners(verdicts),
+            self.tenants.version,
+            self._config.rls_setting,
         )
         if not dangers:
             return
         what = (
             f"Row policies do not hold the role {self.tenants.role!r} of TENANCY_DATABASE_URL: "
-            f"{'; '.join(dangers)}."
+            f"{'; '.join(danger.sentence for danger in dangers)}."
         )
         if not self._settings.allow_unsafe_role:
             raise UnsafeRoleError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from tenancy_core.sql.scoped import scope_column
 from tenancy_postgres.quoting import quote_identifier
@@ -24,9 +24,26 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from tenancy_postgres.rls.keys import OpenKey
     from tenancy_postgres.rls.state import PolicyState, TableState
 
-__all__ = ["Verdict", "verify"]
+__all__ = ["Flaw", "Verdict", "verify"]
+
+Kind: TypeAlias = Literal["force", "keys", "policies", "rights", "rules"]
+
+
+class Flaw(NamedTuple):
+    """One thing that a table lacks.
+
+    Attributes:
+        kind: What it is about.
+        sentence: What is wrong, without a full stop.
+        remedies: Statements for the owner that put it right; empty where none can.
+    """
+
+    kind: Kind
+    sentence: str
+    remedies: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +55,24 @@ class Verdict:
         is_there: Whether it is in the database.
         relations: Its number there, and those of its partitions and other relatives.
         owners: Roles that can switch its protection off, or drop it.
-        lacks: What is wrong, as sentences without a full stop; empty where it is safe.
-        remedies: Statements for the owner that put right what statements can.
+        flaws: What is wrong; empty where it is safe.
     """
 
     table: Table
     is_there: bool
     relations: tuple[int, ...]
     owners: frozenset[str]
-    lacks: tuple[str, ...]
-    remedies: tuple[str, ...]
+    flaws: tuple[Flaw, ...]
 
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What is wrong, as sentences without a full stop."""
+        return tuple(flaw.sentence for flaw in self.flaws)
 
-class _Lack(NamedTuple):
-    sentence: str
-    remedies: Sequence[str] = ()
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """Statements for the owner that put right what statements can."""
+        return tuple(dict.fromkeys(line for flaw in self.flaws for line in flaw.remedies))
 
 
 async def verify(
@@ -80,40 +100,39 @@ async def verify(
     }
     keys = await open_keys_of(connection, scoped, role)
     return [
-        _verdict(table, found, [*_lacks(table, found, keys, role, setting)])
+        _verdict(table, found, [*_flaws(table, found, keys, role, setting)])
         for table, found in pairs
     ]
 
 
-def _verdict(table: Table, found: Sequence[TableState], lacks: Sequence[_Lack]) -> Verdict:
+def _verdict(table: Table, found: Sequence[TableState], flaws: Sequence[Flaw]) -> Verdict:
     return Verdict(
         table=table,
         is_there=bool(found),
         relations=tuple(state.oid for state in found),
         owners=frozenset(owner for state in found for owner in (state.owner, state.schema_owner)),
-        lacks=tuple(lack.sentence for lack in lacks),
-        remedies=tuple(dict.fromkeys(line for lack in lacks for line in lack.remedies)),
+        flaws=tuple(flaws),
     )
 
 
-def _lacks(
+def _flaws(
     table: Table,
     found: Sequence[TableState],
-    keys: Mapping[int, Sequence[str]],
+    keys: Mapping[int, Sequence[OpenKey]],
     role: str,
     setting: str,
-) -> Iterator[_Lack]:
+) -> Iterator[Flaw]:
     if scope_column(table) is None:
         return
     expected = normal_form(policy_expression(table, setting))
     protection = _protection(table, found, role, setting)
     for state in found:
         of_it = "" if state.is_parent else f"its partition or child {state.name}: "
-        for sentence, remedies in _lacks_of(state, expected, role):
+        for kind, sentence, remedies in _lacks_of(state, expected, role):
             remade = protection if state.is_parent else _alone(state)
-            yield _Lack(of_it + sentence, remade if remedies is None else remedies)
-        for sentence in keys.get(state.oid, ()):
-            yield _Lack(of_it + sentence)
+            yield Flaw(kind, of_it + sentence, remade if remedies is None else remedies)
+        for key in keys.get(state.oid, ()):
+            yield Flaw("keys", of_it + key.sentence, key.remedies)
 
 
 def _protection(
@@ -146,24 +165,30 @@ def _alone(state: TableState) -> Sequence[str]:
 
 def _lacks_of(
     state: TableState, expected: tuple[str, ...], role: str
-) -> Iterator[tuple[str, Sequence[str] | None]]:
+) -> Iterator[tuple[Kind, str, Sequence[str] | None]]:
     """Return sentences, each with what puts it right; None where its protection is made anew."""
     if not state.is_table:
-        yield "it is a view or a foreign table, which has no row-level security", ()
+        yield "policies", "it is a view or a foreign table, which has no row-level security", ()
         return
     if not state.enabled:
-        yield "row-level security is not enabled", None
+        yield "force", "row-level security is not enabled", None
     if not state.forced:
         owner = state.owner
-        yield f"row-level security is not forced, so its owner {owner!r} is not held by it", None
+        yield (
+            "force",
+            f"row-level security is not forced, so its owner {owner!r} is not held by it",
+            None,
+        )
     if state.privileges:
         rights = ", ".join(state.privileges)
         yield (
+            "rights",
             f"the role {role!r} has the right {rights}, which no policy restrains",
             [f"REVOKE {rights} ON {state.name} FROM PUBLIC, {quote_identifier(role)}"],
         )
     for rule in state.rules:
         yield (
+            "rules",
             f"the rule {rule} runs as the owner {state.owner!r}, whom no policy holds",
             [f"DROP RULE {quote_identifier(rule)} ON {state.name}"],
         )
@@ -172,14 +197,14 @@ def _lacks_of(
         for name, permissive in ((ACCESS, True), (FLOOR, False)):
             policy = state.policies.get(name)
             if policy is None:
-                yield f"the policy {name} is missing", None
+                yield "policies", f"the policy {name} is missing", None
             else:
                 for difference in _differences(policy, expected, role, permissive=permissive):
-                    yield difference, None
+                    yield "policies", difference, None
     yield from _openings(state)
 
 
-def _openings(state: TableState) -> Iterator[tuple[str, Sequence[str] | None]]:
+def _openings(state: TableState) -> Iterator[tuple[Kind, str, Sequence[str] | None]]:
     """Return what lets in more than our policies do, for roles that the floor is not for."""
     floor = state.policies.get(FLOOR)
     held = frozenset[str]() if floor is None else floor.roles
@@ -190,12 +215,14 @@ def _openings(state: TableState) -> Iterator[tuple[str, Sequence[str] | None]]:
         remedies = None if policy.name == ACCESS else drop
         if PUBLIC in policy.roles:
             yield (
+                "policies",
                 f"the policy {policy.name} is for PUBLIC, so it lets in roles that nobody named",
                 remedies,
             )
         elif policy.name != ACCESS and (reached := sorted(policy.reachable - held)):
             names = ", ".join(map(repr, reached))
             yield (
+                "policies",
                 (
                     f"the policy {policy.name} is for {names}, whom the role can become and "
                     f"{FLOOR} does not hold"

@@ -172,6 +172,11 @@ class SchemaIsolation(PostgresIsolation):
                 tag_statements(self._engine)
             self._differing.add(place)
 
+    @property
+    def has_roles(self) -> bool:
+        """Whether each tenant has a role of its own."""
+        return self._roles
+
     # -- sessions ------------------------------------------------------------------------------
 
     def _source(self, tenant: Tenant, *, read_only: bool) -> SharedEngine:
