@@ -271,6 +271,26 @@ addresses = Table(
 )
 
 
+async def test_C2_tenants_made_and_removed_at_once_all_get_their_rights_on_what_is_shared(
+    postgres_server: Postgres,
+) -> None:
+    pool = {"database_pool_size": 20, "max_database_connections": 24}
+    names = [f"tenant-{number}" for number in range(40)]
+    # No table of theirs refers to it: a foreign key would make them wait for one another.
+    metadata = MetaData()
+    Table("rates", metadata, Column("code", String(2), primary_key=True), schema="shared")
+    with fresh_database(postgres_server, createrole=True) as database:
+        async with opened(
+            database, metadata=metadata, settings={"schema_roles": True}, **pool
+        ) as isolation:
+            await provisioned(isolation, "first")
+            async with asyncio.TaskGroup() as group:
+                making = [group.create_task(provisioned(isolation, name)) for name in names]
+            async with asyncio.TaskGroup() as group:
+                for made in making:
+                    group.create_task(isolation.destroy(made.result()[0]))
+
+
 @pytest.mark.parametrize("mode", ["search_path", "qualified"])
 @pytest.mark.parametrize("roles", ["one", "each"])
 async def test_shared_tables_stand_beside_the_tenants_own(

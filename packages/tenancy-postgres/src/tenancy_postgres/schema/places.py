@@ -10,7 +10,7 @@ from sqlalchemy import MetaData, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from tenancy_core.errors import ConfigurationError, IdentifierCollision
-from tenancy_core.sql.postgres import LOCK_TENANT
+from tenancy_core.sql.postgres import LOCK_PROVISION, LOCK_TENANT
 from tenancy_postgres.ddl import creation_script, shared_tables, tenant_tables
 from tenancy_postgres.making import (
     lacks_rights,
@@ -47,6 +47,12 @@ _COMMENT: Final = text(
 )
 _ROLE_THERE: Final = text("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = :name")
 _SET_SEARCH_PATH: Final = text("SELECT pg_catalog.set_config('search_path', :path, true)")
+
+_ONE_BY_ONE: Final = (
+    f"SELECT pg_catalog.pg_advisory_xact_lock({LOCK_PROVISION[0]},{LOCK_PROVISION[1]})"
+)
+"""Of two that change the rights on one table at once, the server refuses one (XX000). Whoever holds
+a tenant's lock may wait for this one, and nobody the other way round."""
 
 _MEMBERSHIP_OPTIONS: Final = 160_000
 """From this version on a membership can give the right to become a role without its rights."""
@@ -127,6 +133,8 @@ class SchemaPlaces:
                 self._rights(tenant),
                 f"SET LOCAL search_path={place}",
                 self._script,
+                # Last: everybody else waits from here to the end of the transaction.
+                self._reading(place) if self._roles else "",
             )
             if part
         )
@@ -155,9 +163,12 @@ class SchemaPlaces:
         lines = rights_on_coming(place, role)
         if existing:
             lines += rights_on_existing(place, role)
-        if self._roles:
-            lines += [_reading_grants(self._shared, self._shared_schemas, quote_identifier(role))]
-        return ";\n".join(filter(None, lines))
+        return ";\n".join(lines)
+
+    def _reading(self, place: str) -> str:
+        """Return what lets the tenant's own role read what all tenants share."""
+        grants = _reading_grants(self._shared, self._shared_schemas, place)
+        return f"{_ONE_BY_ONE};\n{grants}" if grants else ""
 
     def _lacks_rights(self) -> ConfigurationError:
         role = quote_identifier(self._admin.role)
@@ -192,6 +203,8 @@ class SchemaPlaces:
             await connection.run_sync(self._make_missing_tables)
             if rights := self._rights(tenant, existing=True):
                 await _run(connection, rights)
+            if self._roles and (reading := self._reading(place)):
+                await _run(connection, reading)
 
     @asynccontextmanager
     async def _locked(self, tenant: Tenant) -> AsyncGenerator[AsyncConnection, None]:
@@ -251,7 +264,7 @@ class SchemaPlaces:
             if self._roles and await _is_role(connection, tenant.placement.name):
                 # Its rights on what all tenants share go first.
                 revokes = _reading_revokes(self._shared, self._shared_schemas, place)
-                await _run(connection, f"{revokes}DROP ROLE {place}")
+                await _run(connection, f"{_ONE_BY_ONE};\n{revokes}DROP ROLE {place}")
 
     # -- what all tenants share ----------------------------------------------------------------
 
