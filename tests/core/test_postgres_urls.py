@@ -219,7 +219,9 @@ def test_a_parameter_that_is_there_twice_is_refused(name: str) -> None:
     assert said == f"The URL in {SETTING} has the parameter {name} twice. Remove one."
 
 
-@pytest.mark.parametrize("query", ["?port=abc", "?host=one:5432&host=two", "?host=one&host=two"])
+@pytest.mark.parametrize(
+    "query", ["?port=abc", "?host=one:5432&host=two", "?host=one&host=two", "?host=one:five"]
+)
 def test_hosts_and_ports_that_do_not_fit_are_told(query: str) -> None:
     assert refusal(query) == (
         f"The URL in {SETTING} names hosts and ports (?host=, ?port=) that do not fit together: "
@@ -231,6 +233,8 @@ def test_what_the_driver_takes_it_is_given() -> None:
     assert given("?host=one:5432&host=two:5433")["host"] == ["one", "two"]
     assert given("?host=one:5432&host=two:5433")["port"] == [5432, 5433]
     assert given("?port=6432")["port"] == 6432
+    for host in ("::1", "fe80::1%25eth0", "/run/postgresql", "db"):
+        assert given(f"?host={host}")["host"] == host.replace("%25", "%")
     assert given("?direct_tls=true")["direct_tls"] is True
     assert given("?direct_tls=0")["direct_tls"] is False
     assert given("?prepared_statement_cache_size=7")["prepared_statement_cache_size"] == 7

@@ -139,7 +139,7 @@ def far(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tls_room, "is_near", lambda peer: peer is None)
 
 
-def over_tls(database: PostgresDatabase, server: Postgres, mode: str) -> Tenancy:
+def over_tls(database: PostgresDatabase, server: Postgres, mode: str, **section: Any) -> Tenancy:
     query = {"ssl": mode}
     if mode.startswith("verify"):
         query["sslrootcert"] = str(server.certificates.authority)
@@ -147,7 +147,7 @@ def over_tls(database: PostgresDatabase, server: Postgres, mode: str) -> Tenancy
         database,
         database_url=with_query(database.app_url, **query),
         control_database_url=with_query(database.control_url, **query),
-        section={"admin_url": with_query(database.owner_url, **query)},
+        section={"admin_url": with_query(database.owner_url, **query), **section},
     )
 
 
@@ -188,6 +188,17 @@ async def test_links_that_ask_nobody_for_a_name_are_a_warning(
         findings = await found(tenancy, "tls")
         assert [one.severity for one in findings] == [WARNING] * 3
         assert "the certificate is not compared with the name" in findings[0].message
+
+
+@pytest.mark.usefixtures("far")
+async def test_a_link_over_which_changes_are_heard_is_looked_at(
+    tls_database: PostgresDatabase, postgres_tls_server: Postgres
+) -> None:
+    listen_url = with_query(tls_database.control_url, ssl="require")
+    async with over_tls(
+        tls_database, postgres_tls_server, "verify-full", listen_url=listen_url
+    ) as tenancy:
+        await the_one(tenancy, "tls", WARNING, "of TENANCY_POSTGRES_LISTEN_URL are encrypted, and")
 
 
 async def test_a_pooler_that_talks_in_the_clear_is_found(

@@ -461,6 +461,7 @@ async def test_a_service_without_row_policies_takes_any_role(
     ("values", "says"),
     [
         ({"premium_plans": ()}, "nobody is premium: set TENANCY_PREMIUM_PLANS, TENANCY_PREMIUM_TE"),
+        ({"premium_tenants": ("ACME",)}, "'ACME', which no tenant can be called. A tenant identif"),
         ({"plans": {"iron": {}}}, r"TENANCY_PREMIUM_PLANS names 'gold'; TENANCY_PLANS has iron"),
         (
             {"database_url_template": "postgresql+asyncpg://{user}:{password}@db/{database}"},

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
-from sqlalchemy import Column, Identity, Integer, MetaData, Sequence, Table, Text, select, text
+from sqlalchemy import (
+    Column,
+    Identity,
+    Integer,
+    MetaData,
+    Sequence,
+    Table,
+    Text,
+    delete,
+    select,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
 
 from support.scoped import Currency, Line, Note, rls, tenant, two_tenants
@@ -463,6 +474,25 @@ async def test_destroying_waits_no_longer_than_it_may(
             assert (await session.scalars(select(Note.text))).all() == ["acme's"]
         await isolation.destroy(acme)
     assert await postgres_database.fetchval("SELECT count(*) FROM notes") == 0
+
+
+async def test_destroying_takes_longer_than_a_statement_of_the_plan_may(
+    database: PostgresDatabase,
+) -> None:
+    await database.admin(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_catalog.pg_sleep(0.3); RETURN OLD; END'",
+        "CREATE TRIGGER dawdle BEFORE DELETE ON notes FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    )
+    acme = tenant("acme", plan="hasty")
+    async with rls(database, plans={"hasty": {"statement_timeout": 0.1}}) as isolation:
+        async with isolation.session(acme) as session:
+            session.add(Note(text="removed at leisure"))
+        with pytest.raises(BackendUnavailable, match="statement took longer"):
+            async with isolation.session(acme) as session:
+                await session.execute(delete(Note))
+        await isolation.destroy(acme)
+    assert await database.fetchval("SELECT count(*) FROM notes WHERE tenant_id = $1", acme.id) == 0
 
 
 async def test_destroying_that_leaves_something_removes_nothing(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tenancy_core.errors import InvalidIdentifier
+from tenancy_core.tenant import validate_identifier
+
 if TYPE_CHECKING:
     from tenancy_core.config._model import TenancyConfig
 
@@ -43,6 +46,13 @@ def check_isolation(config: TenancyConfig) -> None:
                 f"TENANCY_PREMIUM_PLANS names {plan!r}; TENANCY_PLANS has "
                 f"{', '.join(sorted(config.plans))}"
             )
+    for tenant in config.premium_tenants:
+        try:
+            validate_identifier(tenant)
+        except InvalidIdentifier as error:
+            raise ValueError(
+                f"TENANCY_PREMIUM_TENANTS names {tenant!r}, which no tenant can be called. {error}"
+            ) from None
     names = {name, config.standard_isolation_strategy, config.premium_isolation_strategy}
     apart = "database" in (names if name == _HYBRID else {name})
     if "database_url_template" in given and (config.dialect == "sqlite" or not apart):

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from tenancy_core.contract import Finding, Severity
 from tenancy_core.sql.postgres import is_pooled
 from tenancy_postgres.checks.sessions import sessions_of
-from tenancy_postgres.checks.store import store_connection
+from tenancy_postgres.checks.store import listening_connection, store_connection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,6 +60,10 @@ async def tls(tenancy: Any, strategies: Strategies) -> AsyncIterator[Finding]:  
     async with store_connection(tenancy) as connection:
         if connection is not None:
             seen.append((tenancy.config.control_setting, await _look(connection)))
+    async with listening_connection(tenancy) as listening:
+        if listening is not None:
+            where, link = listening
+            seen.append((where, await _look(link)))
     for setting, one in dict.fromkeys(seen):
         if finding := _judge(setting, one):
             yield finding

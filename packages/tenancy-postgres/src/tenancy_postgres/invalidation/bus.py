@@ -95,14 +95,10 @@ class PostgresBus:
         self._connections = connections
         self._store: Any = store
         self._name: str | None = None
-        given = settings.listen_url
-        self._setting = config.control_setting if given is None else LISTEN_URL
+        self._given = settings.listen_url
+        self._setting, text = self.place
         self._url, self._arguments = connect_args(
-            url_of(
-                config.control_url if given is None else given.get_secret_value(), self._setting
-            ),
-            self._setting,
-            timeout=config.connect_timeout,
+            url_of(text, self._setting), self._setting, timeout=config.connect_timeout
         )
         self._engine: AsyncEngine | None = None
         self.interval = config.invalidation_poll_seconds
@@ -179,6 +175,13 @@ class PostgresBus:
     def subscribe(self) -> Subscription:
         """See the contract."""
         return Subscription(self)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The variable that says where it listens, and its URL, with the password."""
+        if self._given is not None:
+            return LISTEN_URL, self._given.get_secret_value()
+        return self._config.control_setting, self._config.control_url
 
     @property
     def deaf(self) -> bool:

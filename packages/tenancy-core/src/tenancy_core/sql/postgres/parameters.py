@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import ArgumentError
@@ -111,7 +112,11 @@ def _unknown(setting: str, name: str | None) -> ConfigurationError:
 def _require_addresses(url: URL, setting: str) -> None:
     dialect: Any = url.get_dialect()()
     try:
-        dialect.create_connect_args(url)
+        _, options = dialect.create_connect_args(url)
+        host: Any = options.get("host")
+        # SQLAlchemy leaves a single one as it is where no number is behind its colon.
+        if isinstance(host, str) and ":" in host and not host.startswith("/"):
+            ip_address(host.partition("%")[0])
     except (ArgumentError, ValueError):
         flaw = True
     else:
