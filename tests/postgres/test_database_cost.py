@@ -10,13 +10,11 @@ from sqlalchemy import make_url, select
 
 from support.databases import database_isolation
 from support.postgres import Base, Note, provisioned
-from support.services.databases import fresh_database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from support.services.databases import PostgresDatabase
-    from support.services.postgres import Postgres
     from support.services.round_trips import RoundTripCounter
     from tenancy_core import Tenant
     from tenancy_postgres import DatabaseIsolation
@@ -24,12 +22,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 NAMES = ("acme", "beta", "gamma", "delta")
-
-
-@pytest.fixture
-def database(postgres_server: Postgres) -> Iterator[PostgresDatabase]:
-    with fresh_database(postgres_server, createrole=True, createdb=True) as database:
-        yield database
 
 
 @asynccontextmanager

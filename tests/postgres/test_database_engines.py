@@ -25,7 +25,7 @@ from tenancy_postgres.database.server import Server
 from tenancy_postgres.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable
 
     from support.services.chaos import ChaosProxy
     from support.services.databases import PostgresDatabase
@@ -34,12 +34,6 @@ if TYPE_CHECKING:
     from tenancy_postgres import DatabaseIsolation
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def database(postgres_server: Postgres) -> Iterator[PostgresDatabase]:
-    with fresh_database(postgres_server, createrole=True, createdb=True) as database:
-        yield database
 
 
 OURS = """
@@ -312,6 +306,51 @@ async def test_P11_a_server_that_hangs_keeps_nobody_from_the_others(
                             assert await read(isolation, tenant) == []
                             break
                         await asyncio.sleep(0.05)
+
+
+async def test_P11_a_server_that_hangs_while_databases_are_made_holds_up_only_its_own(
+    database: PostgresDatabase, postgres_victim: Postgres
+) -> None:
+    with fresh_database(postgres_victim, createrole=True, createdb=True) as second:
+        settings = elsewhere(template_url(second), second.control_url)
+        async with database_isolation(database, Base.metadata, settings=settings) as isolation:
+            far = [
+                isolation.place(make_tenant(f"far-{number}"), server="eu2") for number in range(6)
+            ]
+            await isolation.provision(far[0])
+            async with second.connection() as somebody:
+                await somebody.execute("BEGIN; LOCK pg_catalog.pg_database IN SHARE MODE")
+                stuck = [asyncio.create_task(isolation.provision(tenant)) for tenant in far]
+                async with asyncio.timeout(WITHIN):
+                    near = await provisioned(isolation, "acme", "beta", "gamma")
+                assert not any(task.done() for task in stuck)
+                await somebody.execute("ROLLBACK")
+            async with asyncio.timeout(WITHIN):
+                await asyncio.gather(*stuck)
+            for tenant in (*far, *near):
+                await write(isolation, tenant, tenant.identifier)
+                assert await read(isolation, tenant) == [tenant.identifier]
+
+
+async def test_P11_whoever_waits_for_a_server_that_makes_no_role_is_told_in_time(
+    postgres_victim: Postgres,
+) -> None:
+    with fresh_database(postgres_victim, createrole=True, createdb=True) as database:
+        async with (
+            database_isolation(
+                database, Base.metadata, database_pool_timeout=1, database_connect_timeout=1
+            ) as isolation,
+            database.connection() as somebody,
+        ):
+            await provisioned(isolation, "acme")
+            beta = make_tenant("beta")
+            await somebody.execute("BEGIN; LOCK pg_catalog.pg_authid IN SHARE MODE")
+            async with asyncio.timeout(WITHIN):
+                with pytest.raises(BackendUnavailable):
+                    await isolation.provision(beta)
+            await somebody.execute("ROLLBACK")
+            await isolation.provision(beta)
+            await write(isolation, beta, "made")
 
 
 async def test_P11_a_server_that_is_down_stops_nobody_from_starting(

@@ -16,7 +16,6 @@ from support.killing import FULL, Cut, Sweep, remove_shared
 from support.places import places
 from support.postgres import Base, Note, provisioned
 from support.services.cutting import Cutter
-from support.services.databases import fresh_database
 from tenancy_core import Tenancy, TenancyConfig, TenantStatus
 from tenancy_core.errors import TenantExists
 from tenancy_core.testing import make_tenant
@@ -26,19 +25,12 @@ if TYPE_CHECKING:
 
     from support.services.cutting import Moment
     from support.services.databases import PostgresDatabase
-    from support.services.postgres import Postgres
     from tenancy_core import Tenant
     from tenancy_postgres import DatabaseIsolation
 
 pytestmark = [pytest.mark.anyio, pytest.mark.storm]
 
 LOGIN = "tenancy.postgres-login"
-
-
-@pytest.fixture
-def database(postgres_server: Postgres) -> Iterator[PostgresDatabase]:
-    with fresh_database(postgres_server, createrole=True, createdb=True) as database:
-        yield database
 
 
 @pytest.fixture

@@ -22,20 +22,13 @@ from tenancy_core.errors import BackendUnavailable, ConfigurationError
 from tenancy_postgres.database.credentials import Credentials
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Iterator
+    from collections.abc import AsyncGenerator, Generator
 
     from support.services.databases import PostgresDatabase
-    from support.services.postgres import Postgres
     from tenancy_core import Tenant
     from tenancy_postgres import DatabaseIsolation
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def database(postgres_server: Postgres) -> Iterator[PostgresDatabase]:
-    with fresh_database(postgres_server, createrole=True, createdb=True) as database:
-        yield database
 
 
 @contextmanager

@@ -10,24 +10,16 @@ from sqlalchemy import text
 
 from support.databases import KeptSecrets, database_isolation, template_url
 from support.postgres import Base, provisioned
-from support.services.databases import fresh_database
 from tenancy_postgres.database.credentials import Credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
     from uuid import UUID
 
     from support.services.databases import PostgresDatabase
     from support.services.pgbouncer import PgBouncer
-    from support.services.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def database(postgres_server: Postgres) -> Iterator[PostgresDatabase]:
-    with fresh_database(postgres_server, createrole=True, createdb=True) as database:
-        yield database
 
 
 class LateSecrets(KeptSecrets):

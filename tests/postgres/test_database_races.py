@@ -19,10 +19,7 @@ from tenancy_core.errors import BackendUnavailable, IdentifierCollision, Isolati
 from tenancy_core.testing import make_tenant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from support.services.databases import PostgresDatabase
-    from support.services.postgres import Postgres
     from tenancy_core import Tenant
     from tenancy_postgres import DatabaseIsolation
 
@@ -40,12 +37,6 @@ FILL = "INSERT INTO notes SELECT n, repeat('x', 500) FROM generate_series(1, 300
 INVALID = "UPDATE pg_catalog.pg_database SET datconnlimit = -2 WHERE datname = $1"
 """What the server notes while it removes a database, and of one whose removal it had to break off,
 because whoever asked for it was cancelled or it crashed."""
-
-
-@pytest.fixture
-def database(postgres_server: Postgres) -> Iterator[PostgresDatabase]:
-    with fresh_database(postgres_server, createrole=True, createdb=True) as database:
-        yield database
 
 
 async def who(isolation: DatabaseIsolation, tenant: Tenant) -> str:

@@ -18,7 +18,7 @@ from tenancy_core import Tenancy, TenancyConfig
 from tenancy_core.errors import ConfigurationError, IsolationError, TenantExists
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from support.services.databases import PostgresDatabase
     from support.services.postgres import Postgres
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 LOGIN = "tenancy.postgres-login"
-
-
-@pytest.fixture
-def database(postgres_server: Postgres) -> Iterator[PostgresDatabase]:
-    with fresh_database(postgres_server, createrole=True, createdb=True) as database:
-        yield database
 
 
 @pytest.fixture

@@ -12,16 +12,14 @@ from sqlalchemy.exc import DBAPIError
 
 from support.databases import KeptSecrets, database_isolation
 from support.postgres import Base, Note, provisioned
-from support.services.databases import fresh_database
 from tenancy_core.errors import IdentifierCollision, TenancyError
 from tenancy_core.testing import make_tenant
 from tenancy_postgres.database.credentials import Credentials
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from support.services.databases import PostgresDatabase
-    from support.services.postgres import Postgres
     from tenancy_core import Tenant
 
     Shop = tuple[Any, Tenant, Tenant]
@@ -47,12 +45,6 @@ WAYS_OUT = (
     "ALTER ROLE \"{beta}\" PASSWORD 'taken'",
     'GRANT "{beta}" TO CURRENT_USER',
 )
-
-
-@pytest.fixture
-def database(postgres_server: Postgres) -> Iterator[PostgresDatabase]:
-    with fresh_database(postgres_server, createrole=True, createdb=True) as database:
-        yield database
 
 
 @pytest.fixture

@@ -8,14 +8,11 @@ import pytest
 
 from support.databases import KEY
 from support.forking import run
-from support.services.databases import fresh_database
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from support.services.databases import PostgresDatabase
-    from support.services.postgres import Postgres
 
 PROGRAM = """
 import asyncio, contextvars, gc, os, sys, time
@@ -133,12 +130,6 @@ def environment(request: pytest.FixtureRequest, database: PostgresDatabase) -> d
         "CONTROL": database.control,
         "LOOP": loop,
     }
-
-
-@pytest.fixture
-def database(postgres_server: Postgres) -> Iterator[PostgresDatabase]:
-    with fresh_database(postgres_server, createrole=True, createdb=True) as database:
-        yield database
 
 
 @pytest.mark.parametrize("ends", [True, False])

@@ -12,7 +12,7 @@ from sqlalchemy.util import await_only
 
 from tenancy_core.errors import IsolationError
 from tenancy_core.sql import TENANT, expect, make_engine
-from tenancy_core.sql.postgres import WITHOUT_PREPARED, replace_closed, tell_flaws
+from tenancy_core.sql.postgres import WITHOUT_PREPARED, ends_when_silent, replace_closed, tell_flaws
 from tenancy_postgres.connection import TenantConnection
 from tenancy_postgres.failures import report_failures, unavailable, without_place
 from tenancy_postgres.scope import scope_of
@@ -175,6 +175,7 @@ def open_connection(
         raise unavailable(error) from error
     connection.driver_connection.pooled = link.pooled
     connection.driver_connection.patience = link.patience
+    ends_when_silent(connection.driver_connection)
     return connection
 
 

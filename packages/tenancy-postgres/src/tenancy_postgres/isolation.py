@@ -20,6 +20,7 @@ from tenancy_core.sql import (
 from tenancy_core.sql.postgres import (
     WITHOUT_PREPARED,
     connect_args,
+    end_silent,
     replace_closed,
     tell_flaws,
     url_of,
@@ -134,6 +135,7 @@ class PostgresIsolation:
             pool_pre_ping=False,
         )
         replace_closed(self._admin_engine)
+        end_silent(self._admin_engine)
         tell_flaws(self._admin_engine, self._admin_setting)
         # Read by the server default of the tenant's column.
         setattr(self._admin_engine.sync_engine.dialect, SETTING, self._config.rls_setting)

@@ -10,10 +10,14 @@ import asyncpg
 from tenancy_core.errors import BackendUnavailable
 from tenancy_postgres.quoting import quote_identifier
 
-__all__ = ["drop_database", "make_copy"]
+__all__ = ["LONGEST", "drop_database", "make_copy"]
 
 if TYPE_CHECKING:
     Driver = asyncpg.Connection[Any]
+
+LONGEST: Final = 3600.0
+"""Seconds for what takes as long as there is much of it. Whoever waits for longer waits for a
+server that hangs."""
 
 _STRATEGIES: Final = 150_000
 """From this version on a copy can be written to the log, which is quicker for small databases."""
@@ -50,7 +54,8 @@ async def make_copy(driver: Driver, name: str, *, of: str, patience: float) -> N
         try:
             await driver.execute(
                 f"CREATE DATABASE {quote_identifier(name)} TEMPLATE {quote_identifier(of)}"
-                f"{strategy} ALLOW_CONNECTIONS false"
+                f"{strategy} ALLOW_CONNECTIONS false",
+                timeout=LONGEST,
             )
         except asyncpg.ObjectInUseError as error:
             # The server has waited for five seconds by itself.
@@ -78,13 +83,13 @@ async def drop_database(driver: Driver, name: str, *, setting: str) -> None:
     """
     place = quote_identifier(name)
     try:
-        await driver.execute(f"DROP DATABASE {place} WITH (FORCE)")
+        await driver.execute(f"DROP DATABASE {place} WITH (FORCE)", timeout=LONGEST)
     except asyncpg.InsufficientPrivilegeError:
         # The server's own autovacuum is nobody's that one could be a member of. Without force the
         # server sends it away by itself, and waits for whoever was told to go.
         await driver.fetch(_END_SESSIONS, name)
         try:
-            await driver.execute(f"DROP DATABASE {place}")
+            await driver.execute(f"DROP DATABASE {place}", timeout=LONGEST)
         except asyncpg.ObjectInUseError as error:
             raise BackendUnavailable(
                 f"The database {name!r} was not removed: somebody is connected to it whose session "

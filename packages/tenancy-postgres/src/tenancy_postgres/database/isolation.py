@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from time import monotonic
 from types import MappingProxyType
@@ -27,7 +28,7 @@ from tenancy_postgres.riding import RideAlong
 from tenancy_postgres.scope import SCOPE, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from types import TracebackType
 
     from sqlalchemy import MetaData
@@ -92,8 +93,12 @@ class DatabaseIsolation:
             for alias, server in self._servers.items()
         }
         self._engines = EngineCache(self._engine, config.max_cached_engines, renews=True)
-        # Whoever makes a database holds a connection while asking the store on another.
-        self._makers = asyncio.Semaphore(max(1, connections.ceiling // _OF_THE_CEILING))
+        # Whoever makes a database holds a connection while asking the store on another. A server
+        # that hangs leaves a place for the others.
+        most = max(1, connections.ceiling // _OF_THE_CEILING)
+        of_each = max(1, most - 1) if len(self._servers) > 1 else most
+        self._makers = asyncio.Semaphore(most)
+        self._makers_of = {alias: asyncio.Semaphore(of_each) for alias in self._servers}
 
     @classmethod
     def from_context(cls, context: BuildContext, settings: PostgresSettings) -> Self:
@@ -212,7 +217,7 @@ class DatabaseIsolation:
             ConfigurationError: The role that makes databases may not.
         """
         databases = self._databases_of(tenant)
-        async with self._makers:
+        async with self._making(tenant):
             await databases.provision(tenant)
         # What failed without a database says nothing of the new one.
         await self._engines.renew(tenant.placement.name)
@@ -230,14 +235,19 @@ class DatabaseIsolation:
         """
         databases = self._databases_of(tenant)
         name, patience = tenant.placement.name, self._config.database_pool_timeout
-        async with self._makers, self._engines.barred(name, patience):
+        async with self._making(tenant), self._engines.barred(name, patience):
             await databases.destroy(tenant)
 
     async def rotate_credentials(self, tenant: Tenant, /) -> None:
         """See :class:`~tenancy_core.contract.RotatesCredentials`."""
         databases = self._databases_of(tenant)
-        async with self._makers:
+        async with self._making(tenant):
             await databases.rotate(tenant)
+
+    @asynccontextmanager
+    async def _making(self, tenant: Tenant) -> AsyncGenerator[None, None]:
+        async with self._makers_of[tenant.placement.server], self._makers:
+            yield
 
     def _databases_of(self, tenant: Tenant) -> TenantDatabases:
         require_own(tenant, self.name)

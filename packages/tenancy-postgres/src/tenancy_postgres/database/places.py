@@ -109,11 +109,12 @@ class TenantDatabases:
         try:
             await self._prepare_group()
             await self._template.prepare()
-            async with self._server.locked(_key(tenant)) as driver:
-                is_new = await self._make_role(driver, tenant)
-                is_new = await self._make_database(driver, tenant) and is_new
-                await driver.execute(self._opening(tenant))
-                if not is_new:
+            async with self._server.locked(_key(tenant)) as work:
+                await self._make_role(work.driver, tenant)
+                if await self._make_database(work.driver, tenant):
+                    await work.end(self._opening(tenant))
+                else:
+                    await work.driver.execute(self._opening(tenant))
                     await self._complete(tenant)
         except asyncpg.InsufficientPrivilegeError as error:
             raise await self._lacks_rights() from error
@@ -142,10 +143,10 @@ class TenantDatabases:
                 )
         self._has_group = True
 
-    async def _make_role(self, driver: asyncpg.Connection[Any], tenant: Tenant) -> bool:
-        """Make the tenant's role, or give it the password that is kept; whether it is new."""
+    async def _make_role(self, driver: asyncpg.Connection[Any], tenant: Tenant) -> None:
+        """Make the tenant's role, or give it the password that is kept."""
         if self._credentials is None:
-            return True
+            return
         name = quote_identifier(tenant.placement.name)
         login = await self._credentials.get(tenant.id)
         if login is None:
@@ -161,8 +162,6 @@ class TenantDatabases:
         except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
             self._require_own(await _state(driver, tenant), tenant)
             await driver.execute(f"ALTER ROLE {name} LOGIN PASSWORD {verifier}")
-            return False
-        return True
 
     async def _make_database(self, driver: asyncpg.Connection[Any], tenant: Tenant) -> bool:
         """Make the tenant's database; whether it is new."""
@@ -248,7 +247,8 @@ class TenantDatabases:
             BackendUnavailable: Somebody is connected who may not be sent away.
         """
         name = quote_identifier(tenant.placement.name)
-        async with self._server.locked(_key(tenant)) as driver:
+        async with self._server.locked(_key(tenant)) as work:
+            driver = work.driver
             state = await _state(driver, tenant)
             self._require_own(state, tenant)
             if state["is_there"]:
@@ -289,7 +289,8 @@ class TenantDatabases:
                 f"{self._server.address.setting} names one role for all tenants; its password is "
                 "changed there."
             )
-        async with self._server.locked(_key(tenant)) as driver:
+        async with self._server.locked(_key(tenant)) as work:
+            driver = work.driver
             self._require_own(await _state(driver, tenant), tenant)
             login = await self._server.login(tenant.id)
             if login.previous is not None:

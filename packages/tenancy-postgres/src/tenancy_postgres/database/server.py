@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import asyncpg
 from sqlalchemy.util import await_only
@@ -15,7 +16,13 @@ from tenancy_core.errors import BackendUnavailable, ConfigurationError, Isolatio
 from tenancy_core.sql import close_engine, make_engine
 from tenancy_core.sql.breaker import Breaker
 from tenancy_core.sql.pool import PoolShare
-from tenancy_core.sql.postgres import WITHOUT_PREPARED, connect_args, replace_closed, tell_flaws
+from tenancy_core.sql.postgres import (
+    WITHOUT_PREPARED,
+    connect_args,
+    end_silent,
+    replace_closed,
+    tell_flaws,
+)
 from tenancy_core.sql.scoped import SETTING
 from tenancy_core.sql.siblings import Acquaintance, make_sibling
 from tenancy_postgres.administering import unavailable_in_words
@@ -38,7 +45,7 @@ if TYPE_CHECKING:
     from tenancy_postgres.server import ServerFacts
     from tenancy_postgres.settings import PostgresSettings
 
-__all__ = ["Server"]
+__all__ = ["Server", "Work"]
 
 _WRONG_PASSWORD: tuple[type[Exception], ...] = (
     asyncpg.InvalidPasswordError,
@@ -121,6 +128,10 @@ class Server:
         )
         self._admin_url, self._admin_arguments = connect_args(
             address.admin_url, address.admin_setting, timeout=config.connect_timeout
+        )
+        # A lock is waited for on the server, and its answer then comes over the link.
+        self._admin_arguments["command_timeout"] = (
+            config.database_pool_timeout + config.connect_timeout
         )
         self._admin = self.admin_engine()
 
@@ -207,6 +218,7 @@ class Server:
             pool_pre_ping=False,
         )
         replace_closed(engine)
+        end_silent(engine)
         tell_flaws(engine, self.address.admin_setting)
         setattr(engine.sync_engine.dialect, SETTING, self._config.rls_setting)
         return engine
@@ -237,29 +249,41 @@ class Server:
         Raises:
             BackendUnavailable: The server cannot be used now.
         """
+        async with self._unmet() as connection:
+            try:
+                await self._meet(connection, "SELECT 1")
+            except BaseException:
+                await connection.invalidate()
+                raise
+            yield connection
+
+    @asynccontextmanager
+    async def _unmet(self) -> AsyncGenerator[AsyncConnection, None]:
         with unavailable_in_words():
             async with self._admin.connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
-                await self._meet(connection)
                 yield connection
 
-    async def _meet(self, connection: AsyncConnection) -> None:
-        # It may have been idle for hours, and its other end be gone without a word: what is done
-        # with it then would not end before the system's TCP gives up.
-        for is_last in (False, True):
-            raw = await connection.get_raw_connection()
-            driver: Any = raw.driver_connection
-            try:
-                await driver.execute("SELECT 1", timeout=self._config.connect_timeout)
-            except BaseException as error:
-                await connection.invalidate()
-                if is_last or not isinstance(error, _GONE):
-                    raise
-            else:
-                return
+    async def _meet(self, connection: AsyncConnection, words: str) -> asyncpg.Connection[Any]:
+        """Say something to the server, over another link if this one is dead.
+
+        It may have been idle for hours, and its other end be gone without a word: whatever is done
+        with it first would not end before the system's TCP gives up.
+        """
+        try:
+            return await self._say(connection, words)
+        except _GONE:
+            await connection.invalidate()
+        return await self._say(connection, words)
+
+    async def _say(self, connection: AsyncConnection, words: str) -> asyncpg.Connection[Any]:
+        raw = await connection.get_raw_connection()
+        driver = cast("asyncpg.Connection[Any]", raw.driver_connection)
+        await driver.execute(words, timeout=self._config.connect_timeout)
+        return driver
 
     @asynccontextmanager
-    async def locked(self, key: tuple[int, int]) -> AsyncGenerator[asyncpg.Connection, None]:
+    async def locked(self, key: tuple[int, int]) -> AsyncGenerator[Work, None]:
         """As :meth:`administering`, while nobody else is at work on the same thing.
 
         Args:
@@ -268,21 +292,67 @@ class Server:
         Raises:
             BackendUnavailable: Somebody was for longer than ``database_pool_timeout``.
         """
-        patience = round(self._config.database_pool_timeout * 1000)
-        async with self.administering() as connection:
-            raw = await connection.get_raw_connection()
-            driver: Any = raw.driver_connection
+        async with self._unmet() as connection:
             try:
-                await driver.execute(
-                    f"SET LOCAL lock_timeout={patience};"
-                    f"SELECT pg_catalog.pg_advisory_lock({key[0]},{key[1]})"
-                )
-                yield driver
-                await driver.execute(f"SELECT pg_catalog.pg_advisory_unlock({key[0]},{key[1]})")
+                work = Work(await self._lock(connection, key), key)
+                yield work
+                await work.end()
             except BaseException:
                 # The lock belongs to the connection.
                 await connection.invalidate()
                 raise
+
+    async def _lock(
+        self, connection: AsyncConnection, key: tuple[int, int]
+    ) -> asyncpg.Connection[Any]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.database_pool_timeout
+        while True:
+            # The server says in time that it is there, and that somebody is at work.
+            left = min(self._config.connect_timeout / 2, max(deadline - loop.time(), 0.001))
+            try:
+                return await self._meet(
+                    connection,
+                    f"SET LOCAL lock_timeout={max(round(left * 1000), 1)};"
+                    f"SELECT pg_catalog.pg_advisory_lock({key[0]},{key[1]})",
+                )
+            except asyncpg.LockNotAvailableError:
+                if loop.time() >= deadline:
+                    raise
+
+
+class Work:
+    """Something that one process at a time does, on a connection that has the lock for it.
+
+    Args:
+        driver: The connection.
+        key: Of the lock.
+
+    Attributes:
+        driver: The connection, outside of any transaction.
+    """
+
+    __slots__ = ("_is_done", "_unlock", "driver")
+
+    def __init__(self, driver: asyncpg.Connection[Any], key: tuple[int, int]) -> None:
+        self.driver = driver
+        self._unlock = f"SELECT pg_catalog.pg_advisory_unlock({key[0]},{key[1]})"
+        self._is_done = False
+
+    async def end(self, script: str | None = None) -> None:
+        """Let others in, after a last transaction: in one message. A second call does nothing.
+
+        Args:
+            script: What the transaction does.
+
+        Raises:
+            asyncpg.PostgresError: The server refused it. Nobody was let in.
+        """
+        if self._is_done:
+            return
+        last = "" if script is None else f"BEGIN;{script};COMMIT;"
+        await self.driver.execute(last + self._unlock)
+        self._is_done = True
 
 
 class _Opener:

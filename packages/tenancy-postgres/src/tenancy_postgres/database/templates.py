@@ -10,7 +10,7 @@ from sqlalchemy import MetaData
 from tenancy_core.sql import close_engine
 from tenancy_core.sql.postgres import LOCK_PROVISION
 from tenancy_core.sql.scoped import SETTING
-from tenancy_postgres.database.copies import drop_database, make_copy
+from tenancy_postgres.database.copies import LONGEST, drop_database, make_copy
 from tenancy_postgres.ddl import creation_script
 from tenancy_postgres.making import rights_on_coming, rights_on_existing
 from tenancy_postgres.marks import MARK
@@ -94,10 +94,10 @@ class Template:
         """
         if self._is_ready:
             return
-        async with self._server.locked(LOCK_PROVISION) as driver:
-            found = await driver.fetchrow(_STATE, self.name)
+        async with self._server.locked(LOCK_PROVISION) as work:
+            found = await work.driver.fetchrow(_STATE, self.name)
             if found is None or found["mark"] != self._mark or found["is_unusable"]:
-                await self._make(driver, is_there=found is not None)
+                await self._make(work.driver, is_there=found is not None)
         self._is_ready = True
 
     def forget(self) -> None:
@@ -117,7 +117,7 @@ class Template:
             async with engine.begin() as connection:
                 raw = await connection.get_raw_connection()
                 inside: Any = raw.driver_connection
-                await inside.execute(self._script)
+                await inside.execute(self._script, timeout=LONGEST)
         finally:
             await close_engine(engine)
         await driver.execute(

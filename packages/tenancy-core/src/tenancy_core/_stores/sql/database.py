@@ -153,6 +153,7 @@ class _Postgres(Database):
             if self.pooled:
                 options.update(postgres.WITHOUT_PREPARED)
 
+        postgres.end_silent(self.engine)
         postgres.tell_flaws(self.engine, self._config.control_setting)
 
     async def _look(self) -> None:
