@@ -37,6 +37,7 @@ BENCHMARKS = (
     "tests/bench/provisioning.py",
     "tests/bench/databases.py",
     "tests/bench/fairness.py",
+    "tests/bench/invalidation.py",
 )
 SCRIPTS = ("dev", ".ci/run")
 WORKERS = ("-n", "2", "--dist", "loadgroup")

@@ -27,12 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sqlalchemy import select, text
 
+from support.databases import KeptSecrets
 from support.scoped import Base, Note, settings_for
 from support.services.databases import fresh_database
 from support.services.postgres import Postgres
 from tenancy_core.sql import ConnectionBudget
 from tenancy_core.testing import make_tenant
-from tenancy_postgres import PostgresSettings, RlsIsolation, SchemaIsolation
+from tenancy_postgres import DatabaseIsolation, PostgresSettings, RlsIsolation, SchemaIsolation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -103,8 +104,13 @@ async def service(
         database_tenant_share=share,
     )
     section = {"admin_url": database.owner_url} if kind is RlsIsolation else {}
+    more = [KeptSecrets()] if kind is DatabaseIsolation else []
     made = kind(
-        config, ConnectionBudget.from_config(config), PostgresSettings(**section), Base.metadata
+        config,
+        ConnectionBudget.from_config(config),
+        PostgresSettings(**section),
+        Base.metadata,
+        *more,
     )
     async with made as isolation:
         tenants = [
@@ -130,8 +136,8 @@ async def measure(options: Any) -> dict[str, Any]:
     """Run all rounds."""
     figures: dict[str, Any] = {}
     with Postgres() as server:
-        for kind in (SchemaIsolation, RlsIsolation):
-            with fresh_database(server) as database:
+        for kind in (SchemaIsolation, RlsIsolation, DatabaseIsolation):
+            with fresh_database(server, createrole=True, createdb=True) as database:
                 async with service(database, kind, options, 0.5) as served:
                     rounds = await compare(served, options, options.rounds)
                     figures[f"{kind.name} alone, requests/s"] = median_of([a for a, _ in rounds])
