@@ -13,6 +13,7 @@ from tenancy_core._cache.memory import MemoryCacheBackend
 from tenancy_core.testing.invalidation_bus import InvalidationBusSuite
 from tenancy_core.testing.mutants.caches import (
     ComplainsOfTheGone,
+    KeepsToItself,
     LosesUnderLoad,
     RepeatsThePast,
     TellsOneOfThem,
@@ -210,20 +211,8 @@ class StaysLocked(MemoryCacheBackend):
         self._locked = False
 
 
-class TellsItsOwnProcessOnly(HonestBusClient):
+class TellsItsOwnProcessOnly(KeepsToItself, HonestBusClient):
     """Ends at its own process."""
-
-    def __init__(self, server: MemoryCacheBackend) -> None:
-        super().__init__(server)
-        self._own = MemoryCacheBackend()
-
-    async def publish(self, message: str, /) -> None:
-        """Tell those who are here."""
-        await self._own.publish(message)
-
-    def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """Listen to those who are here."""
-        return self._own.subscribe()
 
 
 class HangsUpForAll(HonestBusClient):

@@ -416,11 +416,11 @@ class CountsItsOwnGenerations(HonestClient):
         return self._own
 
 
-class TellsItsOwnProcess(HonestClient):
-    """Has a bus that ends at its own process."""
+class KeepsToItself:
+    """Of a client that publishes on a bus of its own."""
 
-    def __init__(self, server: MemoryCacheBackend) -> None:
-        super().__init__(server)
+    def __init__(self, *server: Any) -> None:
+        super().__init__(*server)
         self._own = MemoryCacheBackend()
 
     async def publish(self, message: str, /) -> None:
@@ -430,6 +430,10 @@ class TellsItsOwnProcess(HonestClient):
     def subscribe(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """Listen to those who are here."""
         return self._own.subscribe()
+
+
+class TellsItsOwnProcess(KeepsToItself, HonestClient):
+    """Has a bus that ends at its own process."""
 
 
 class TakesItsValuesAlong(HonestClient):
