@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -187,6 +188,40 @@ def test_P11_a_database_that_hangs_says_nothing_of_its_server() -> None:
     assert server.retry_after == 0
 
 
+def refused_to_one(code: str, function: str) -> Exception:
+    error = Coded(code)
+    error.server_source_function = function  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        refused_to_one("53300", "InitializeSessionUserId"),
+        refused_to_one("53300", "CheckMyDatabase"),
+        refused_to_one("08P01", "PgBouncer"),
+    ],
+)
+def test_P11_what_is_refused_to_one_says_nothing_of_the_server(error: Exception) -> None:
+    clock = Clock()
+    server = Breaker("the server", sources=2, clock=clock)
+    alone = Breaker("the one role of all tenants", clock=clock)
+    for number in range(9):
+        with suppress(BackendUnavailable, Coded):
+            attempt(error, server, source=number)
+        with suppress(BackendUnavailable, Coded):
+            attempt(error, alone)
+    assert not server.is_open
+    assert alone.is_open
+    # Nor does it keep the probe from the others, or count for one.
+    for number in (1, 2, 1):
+        fail(ConnectionRefusedError(), server, source=number)
+    clock.now += 1
+    fail(error, server, source=1)
+    attempt("connection", server, source=3)
+    assert not server.is_open
+
+
 def test_the_log_says_when_it_opens_and_when_it_closes(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "tenancy")
     clock = Clock()
@@ -223,6 +258,12 @@ class Server:
                 await_only(self.hang.wait())
             if self.error is not None:
                 raise self.error
+
+
+def budget_of(server: Server) -> ConnectionBudget:
+    pool: Any = server.engine.pool
+    budget: ConnectionBudget = pool._budget
+    return budget
 
 
 @pytest.fixture
@@ -276,6 +317,51 @@ async def test_P11_those_who_wait_are_refused_once_it_is_known_that_nobody_answe
     assert kinds.count(TimeoutError) == 3
     assert kinds.count(BackendUnavailable) == 47
     assert server.attempts == 3
+
+
+async def test_P11_those_that_a_full_server_has_let_in_are_waited_for(server: Server) -> None:
+    async def connect() -> None:
+        async with server.engine.connect():
+            await asyncio.sleep(0)
+
+    async with server.engine.connect():
+        server.error = Coded("53300")
+        for _ in range(3):
+            with pytest.raises(Coded):
+                await server.engine.connect()
+        assert server.breaker.is_open
+        tasks = [asyncio.create_task(connect()) for _ in range(20)]
+        await until(lambda: budget_of(server).waiting == 20)
+    await asyncio.gather(*tasks)
+    assert server.attempts == 4
+
+
+async def test_P11_those_of_a_server_that_is_gone_are_not_waited_for(server: Server) -> None:
+    async with server.engine.connect():
+        server.error = Coded("53300")
+        for _ in range(2):
+            with pytest.raises(Coded):
+                await server.engine.connect()
+        server.error = ConnectionRefusedError()
+        with pytest.raises(ConnectionRefusedError):
+            await server.engine.connect()
+        with pytest.raises(BackendUnavailable):
+            await server.engine.connect()
+
+
+async def test_P11_nobody_waits_where_the_last_connection_of_a_full_server_is_gone(
+    server: Server,
+) -> None:
+    async with server.engine.connect() as connection:
+        server.error = Coded("53300")
+        for _ in range(3):
+            with pytest.raises(Coded):
+                await server.engine.connect()
+        waiting = asyncio.create_task(server.engine.connect().start())
+        await until(lambda: budget_of(server).waiting == 1)
+        await connection.invalidate()
+    with pytest.raises(BackendUnavailable, match="cannot be reached"):
+        await waiting
 
 
 async def test_a_connection_that_is_replaced_asks_as_well(server: Server) -> None:

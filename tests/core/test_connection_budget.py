@@ -21,7 +21,7 @@ from tenancy_core.sql import ConnectionBudget, make_engine
 from tenancy_core.sql.sqlite import file_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -567,8 +567,86 @@ async def test_a_connection_that_nobody_closed_gives_its_slot_back_when_it_is_co
     with pytest.warns(SAWarning, match="garbage collector"):  # noqa: PT031 - both let go of it
         del connection
         gc.collect()
-    assert pools.budget.open == 0
-    await until(lambda: real.now == 0)
+    await until(lambda: pools.budget.open == 0 and real.now == 0)
+
+
+class Forgotten:
+    """Something that refers to itself, as a session does, so that only the collector finds it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+        self.connection: AsyncConnection | None = None
+
+
+async def forget(engine: AsyncEngine) -> None:
+    forgotten = Forgotten()
+    forgotten.connection = await engine.connect()
+    await forgotten.connection.execute(text("SELECT 1"))
+
+
+@pytest.fixture
+def collector() -> Iterator[None]:
+    """Have it run only when a test says so."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("collector")
+@pytest.mark.filterwarnings("ignore:The garbage collector")
+async def test_D5_the_collector_may_run_in_the_middle_of_a_hand_over(
+    pools: Pools, real: RealConnections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = pools.ceiling(4)
+    engine = pools.engine("tenant")
+
+    async def use() -> None:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    held = [await engine.connect() for _ in range(2)]
+    await forget(engine)
+    waiting = [asyncio.create_task(use()) for _ in range(2)]
+    await until(lambda: budget.waiting == 2)
+    look, collected = ConnectionBudget._next, []
+
+    def look_and_collect(self: ConnectionBudget) -> Any:
+        found = look(self)
+        if found is not None and not collected:
+            collected.append(gc.collect())
+        return found
+
+    monkeypatch.setattr(ConnectionBudget, "_next", look_and_collect)
+    for connection in held:
+        await connection.close()
+    async with asyncio.timeout(60):
+        await asyncio.gather(*waiting)
+    assert collected
+    await engine.dispose()
+    await until(lambda: budget.open == 0 and real.now == 0)
+    assert not budget.holders
+
+
+@pytest.mark.usefixtures("collector")
+@pytest.mark.filterwarnings("ignore:The garbage collector")
+async def test_D5_what_is_collected_in_another_thread_wakes_whoever_waits(pools: Pools) -> None:
+    budget = pools.ceiling(2)
+    engine = pools.engine("tenant", database_pool_timeout=600)
+
+    async def use() -> None:
+        async with engine.connect():
+            pass
+
+    await forget(engine)
+    waiting = asyncio.create_task(use())
+    await until(lambda: budget.waiting == 1)
+    thread = threading.Thread(target=gc.collect)
+    thread.start()
+    async with asyncio.timeout(60):
+        # It is woken by nothing else: nobody looks here meanwhile.
+        await waiting
+    thread.join()
 
 
 async def test_a_deadlock_between_tenants_and_the_control_plane_is_impossible(

@@ -161,6 +161,11 @@ class FailingStore(MemoryTenantStore):
         self._state.changes = self._state.changes[-keep:]
 
 
+async def silent(*, after: int, limit: int = 1000) -> Sequence[Change]:
+    await anyio.sleep_forever()
+    raise AssertionError
+
+
 class FailingCache(MemoryCacheBackend):
     """A shared cache that is down when a test says so."""
 
@@ -252,6 +257,30 @@ async def test_only_what_changed_is_forgotten(world: World) -> None:
     assert await world.known(acme, beta) == [False, True]
     await world.follower.poll()
     assert world.heard == [acme.id]
+
+
+@both
+async def test_K1_a_store_that_does_not_answer_holds_up_one_poll(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a link that is silent: what is asked over it is answered never."""
+    (acme,) = await world.create("acme")
+    await world.follower.start()
+    await world.known(acme)
+    await world.change(acme)
+    answer, world.store.changes = world.store.changes, silent  # type: ignore[method-assign]
+    monkeypatch.setattr("tenancy_core._directory.follower.PATIENCE", 0.05)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            group.start_soon(world.follower.run)
+            # As whoever listens to a bus does, at a time of its own.
+            with pytest.raises(TimeoutError):
+                await world.follower.poll()
+            world.store.changes = answer  # type: ignore[method-assign]
+            while world.directory.l1.get("acme") is not None:
+                await anyio.sleep(0.001)
+            group.cancel_scope.cancel()
+    assert await world.known(acme) == [False]
 
 
 @both

@@ -45,6 +45,9 @@ class FakePool:
     def forget(self, record: Any) -> None:
         self.free.remove(record)
 
+    def is_full(self) -> bool:
+        return False
+
     def require_reachable(self) -> None:
         if not self.reachable:
             raise BackendUnavailable("down")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["ChangeFollower"]
 
 _log = logging.getLogger("tenancy")
+
+PATIENCE: Final = 10.0
+"""Seconds for one poll. A link to the store that is silent would hold up the polls after it, and
+whoever listens to a bus, which asks as well."""
 
 
 class ChangeFollower:
@@ -79,9 +83,11 @@ class ChangeFollower:
         Raises:
             BackendUnavailable: The store or the shared cache could not be asked. What is known to
                 have changed is forgotten here all the same, and told again by the next call.
+            TimeoutError: One of them did not answer; the next call goes on from there.
         """
         async with self._lock:
-            await self._poll()
+            with anyio.fail_after(PATIENCE):
+                await self._poll()
 
     async def _poll(self) -> None:
         if self._unsure:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tenancy_core.errors import BackendUnavailable, TenancyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
 __all__ = ["Breaker", "is_unreachable", "require_closed", "watch"]
 
@@ -28,7 +28,14 @@ _FIRST: Final = 1.0
 _LONGEST: Final = 30.0
 """Seconds for which it stays open: doubled each time that the probe fails."""
 
+_OWN_LIMITS: Final = frozenset({"InitializeSessionUserId", "CheckMyDatabase"})
+"""The server's functions that refuse a connection because the role, or the database, has as many as
+it may (``CONNECTION LIMIT``). The SQLSTATE is that of a server which is full
+(https://www.postgresql.org/docs/current/protocol-error-fields.html)."""
+
 _CONNECTION: Final = "08"
+_POOLERS: Final = "08P01"
+"""What PgBouncer says of everything, a wrong password among it."""
 _TOO_MANY: Final = "53300"
 _NOT_SERVING: Final = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05"})
 """SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html"""
@@ -39,12 +46,27 @@ class Breaker:
 
     Args:
         name: Of what it is for, for the log: no URL.
-        sources: From how many pools the failures must come. Where tenants have pools of their own
-            on one server, a single one that fails says more of its tenant than of the server.
+        sources: From how many tenants the failures must come. Where tenants have pools of their
+            own on one server, a single one that fails says more of its tenant than of the server,
+            and what is refused to one role or database says nothing of it.
         clock: Seconds, never going back.
+
+    Attributes:
+        is_full: Whether the last failure was that there are as many connections as there may be:
+            those that are open can be waited for.
     """
 
-    __slots__ = ("_clock", "_delay", "_failures", "_from", "_probing", "_sources", "_until", "name")
+    __slots__ = (
+        "_clock",
+        "_delay",
+        "_failures",
+        "_from",
+        "_probing",
+        "_sources",
+        "_until",
+        "is_full",
+        "name",
+    )
 
     def __init__(
         self, name: str, *, sources: int = 1, clock: Callable[[], float] = monotonic
@@ -53,7 +75,8 @@ class Breaker:
         self._clock = clock
         self._sources = sources
         self._failures = 0
-        self._from: set[int] = set()
+        self._from: set[Hashable] = set()
+        self.is_full = False
         # Of the time-out that is running or was the last; 0 while it is closed.
         self._delay = 0.0
         self._until = 0.0
@@ -86,15 +109,24 @@ class Breaker:
         self._from.clear()
         self._delay = 0.0
         self._probing = False
+        self.is_full = False
 
-    def fail(self, *, at_once: bool, source: int) -> None:
-        """The other end did not answer.
+    def fail(
+        self, *, at_once: bool, source: Hashable, full: bool = False, of_one: bool = False
+    ) -> None:
+        """The other end did not answer, or let nobody in.
 
         Args:
             at_once: Whether one such failure is enough: it made somebody wait.
-            source: Which pool it was.
+            source: Which tenant's, or pool's, it was.
+            full: Whether there are as many connections as there may be.
+            of_one: Whether it may be that one role or database only which is not let in.
         """
+        if of_one and self._sources > 1:
+            self.abandon()
+            return
         probing, self._probing = self._probing, False
+        self.is_full = full
         self._failures += 1
         if len(self._from) < self._sources:
             self._from.add(source)
@@ -130,14 +162,14 @@ def require_closed(breakers: Iterable[Breaker]) -> None:
 
 
 def watch(
-    breakers: tuple[Breaker, ...], connect: Callable[..., Any], source: int
+    breakers: tuple[Breaker, ...], connect: Callable[..., Any], source: Hashable
 ) -> Callable[..., Any]:
     """Return what opens a connection and tells the breakers how it went.
 
     Args:
         breakers: Of what has to answer.
         connect: Opens it, in a greenlet that nobody cancels.
-        source: Which pool it is.
+        source: Whose pool it is.
 
     Raises:
         BackendUnavailable: A breaker is open.
@@ -150,7 +182,7 @@ def watch(
 
 
 def _connect(
-    breakers: tuple[Breaker, ...], connect: Callable[..., Any], source: int, *args: Any
+    breakers: tuple[Breaker, ...], connect: Callable[..., Any], source: Hashable, *args: Any
 ) -> Any:  # noqa: ANN401 - DBAPI
     try:
         connection = connect(*args)
@@ -172,10 +204,19 @@ def _succeed(breakers: tuple[Breaker, ...]) -> None:
         breaker.succeed()
 
 
-def _fail(breakers: tuple[Breaker, ...], error: BaseException, source: int) -> None:
-    at_once = any(isinstance(cause, TimeoutError) for cause in _causes(error))
+def _fail(breakers: tuple[Breaker, ...], error: BaseException, source: Hashable) -> None:
+    causes = _causes(error)
+    at_once = any(isinstance(cause, TimeoutError) for cause in causes)
+    full = any(_code_of(cause) == _TOO_MANY for cause in causes)
+    of_one = any(_is_of_one(cause) for cause in causes)
     for breaker in breakers:
-        breaker.fail(at_once=at_once, source=source)
+        breaker.fail(at_once=at_once, source=source, full=full, of_one=of_one)
+
+
+def _is_of_one(error: BaseException) -> bool:
+    code = _code_of(error)
+    function = getattr(error, "server_source_function", None)
+    return code == _POOLERS or (code == _TOO_MANY and function in _OWN_LIMITS)
 
 
 def is_unreachable(error: BaseException) -> bool:

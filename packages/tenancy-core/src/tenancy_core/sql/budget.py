@@ -286,7 +286,7 @@ class ConnectionBudget:
 
     def _has_room(self, pool: BudgetedPool) -> bool:
         """Whether a pool may open one more connection, be it in the place of an idle one."""
-        if pool.open >= pool.most:
+        if pool.open >= pool.most or pool.is_full():
             return False
         if self._is_beyond(pool):
             return self._tenants > self._busy

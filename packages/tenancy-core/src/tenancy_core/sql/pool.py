@@ -22,7 +22,7 @@ from tenancy_core.sql.forked import keep_from_children
 
 if TYPE_CHECKING:
     from asyncio import Task
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine, Hashable
 
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -49,6 +49,7 @@ class PoolShare:
         timeout: Seconds to wait for one.
         control: Whether the pool serves the control plane, for which one slot is kept.
         breakers: Of what has to answer when a connection is opened.
+        source: Whose failures those are that the breakers are told of; by default the pool's.
     """
 
     budget: ConnectionBudget
@@ -57,6 +58,7 @@ class PoolShare:
     timeout: float
     control: bool = False
     breakers: tuple[Breaker, ...] = ()
+    source: Hashable = None
 
 
 class BudgetedPool(Pool):
@@ -82,6 +84,8 @@ class BudgetedPool(Pool):
         self._plan: str | None = None
         self._holders: dict[ConnectionPoolEntry, Holder] = {}
         self._closed = False
+        self._is_detaching = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lingering = 0
         self._let_go_of_all = asyncio.Event()
         self._let_go_of_all.set()
@@ -133,6 +137,16 @@ class BudgetedPool(Pool):
         if self._share.breakers:
             breaker.require_closed(self._share.breakers)
 
+    def is_full(self) -> bool:
+        """Whether the other end lets nobody in for now, and what is in use here can be waited for.
+
+        Waiting for those of a server that is gone would be in vain.
+        """
+        if self.open == len(self._free):
+            return False
+        unclosed = [one for one in self._share.breakers if one.retry_after > 0]
+        return bool(unclosed) and all(one.is_full for one in unclosed)
+
     def push_idle(self, record: ConnectionPoolEntry) -> None:
         """Keep an idle connection."""
         self._free.append(record)
@@ -148,7 +162,7 @@ class BudgetedPool(Pool):
     def _put_back(self, found: ConnectionPoolEntry | Slot, holder: Holder) -> None:
         if not isinstance(found, Slot):
             self._holders[found] = holder
-            self._do_return_conn(found)
+            self._return_conn(found)
             return
         try:
             if found.surplus is not None:
@@ -164,10 +178,12 @@ class BudgetedPool(Pool):
 
     def _open_connection(self, rec: ConnectionPoolEntry) -> Any:  # noqa: ANN401 - DBAPI
         holder = self._holders.get(rec) or _opens.get()
+        self._loop = asyncio.get_running_loop()
         connect = self._connect
         if self._share.breakers:
             # Here, because a connection that is replaced is opened as well.
-            connect = breaker.watch(self._share.breakers, connect, id(self))
+            source = id(self) if self._share.source is None else self._share.source
+            connect = breaker.watch(self._share.breakers, connect, source)
         opening = greenlet_spawn(connect, rec)
         return await_only(outlast(opening, partial(self._left_opening, holder)))
 
@@ -184,9 +200,9 @@ class BudgetedPool(Pool):
             self._let_go(holder)
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:  # noqa: ANN401 - DBAPI
-        if not in_greenlet():
-            # The garbage collector found it: nothing can be awaited here.
-            super()._close_connection(connection, terminate=terminate)
+        if self._is_detaching or not in_greenlet():
+            self._is_detaching = False
+            self._soon(partial(super()._close_connection, connection, terminate=terminate))
             return
         close = partial(super()._close_connection, connection, terminate=terminate)
         await_only(outlast(greenlet_spawn(close), self._left_closing))
@@ -268,6 +284,22 @@ class BudgetedPool(Pool):
             _opens.reset(token)
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        """Take note of a connection that does not come back, and is closed next.
+
+        SQLAlchemy calls it for those that the garbage collector found. That is in any thread, and
+        in the middle of anything, be it of the budget: nothing can be done here, or awaited.
+        """
+        self._is_detaching = True
+        self._soon(partial(self._return_conn, record))
+
+    def _soon(self, work: Callable[[], None]) -> None:
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            work()
+        else:
+            loop.call_soon_threadsafe(work)
+
+    def _return_conn(self, record: ConnectionPoolEntry) -> None:
         holder = self._holders.pop(record, None)
         if record.dbapi_connection is None:
             self._budget.release(self, holder)

@@ -29,8 +29,23 @@ def url_of(text: str, setting: str) -> URL:
     except ValueError as error:
         flaw = str(error)
     else:
-        return make_url(text)
+        return _in_their_places(make_url(text))
     raise ConfigurationError(f"{setting} {flaw}.")
+
+
+def _in_their_places(url: URL) -> URL:
+    """Move what may be written in two places to where it is looked for, and replaced."""
+    query = dict(url.query)
+    # The driver believes the parameter.
+    user, database = (
+        str(query.pop(name)) if isinstance(query.get(name), str) else None
+        for name in ("user", "database")
+    )
+    return url.set(
+        query=query,
+        username=url.username if user is None else user,
+        database=url.database if database is None else database,
+    )
 
 
 def connect_args(url: URL, setting: str, *, timeout: float) -> tuple[URL, dict[str, Any]]:
