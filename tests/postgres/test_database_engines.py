@@ -308,25 +308,41 @@ async def test_P11_a_server_that_hangs_keeps_nobody_from_the_others(
                         await asyncio.sleep(0.05)
 
 
+@pytest.mark.parametrize("ceiling", [7, 12])
 async def test_P11_a_server_that_hangs_while_databases_are_made_holds_up_only_its_own(
-    database: PostgresDatabase, postgres_victim: Postgres
+    database: PostgresDatabase, postgres_victim: Postgres, ceiling: int
 ) -> None:
     with fresh_database(postgres_victim, createrole=True, createdb=True) as second:
         settings = elsewhere(template_url(second), second.control_url)
-        async with database_isolation(database, Base.metadata, settings=settings) as isolation:
+        async with database_isolation(
+            database,
+            Base.metadata,
+            settings=settings,
+            max_database_connections=ceiling,
+            database_pool_timeout=5,
+        ) as isolation:
             far = [
                 isolation.place(make_tenant(f"far-{number}"), server="eu2") for number in range(6)
             ]
             await isolation.provision(far[0])
             async with second.connection() as somebody:
                 await somebody.execute("BEGIN; LOCK pg_catalog.pg_database IN SHARE MODE")
-                stuck = [asyncio.create_task(isolation.provision(tenant)) for tenant in far]
+                stuck = [asyncio.create_task(isolation.provision(tenant)) for tenant in far[1:]]
                 async with asyncio.timeout(WITHIN):
                     near = await provisioned(isolation, "acme", "beta", "gamma")
-                assert not any(task.done() for task in stuck)
+                # Its password is nobody's database.
+                await isolation.rotate_credentials(far[0])
+                async with asyncio.timeout(WITHIN):
+                    done, making = await asyncio.wait(stuck, return_when=asyncio.FIRST_EXCEPTION)
+                    # Whoever only waits for a turn is told.
+                    said = [str(task.exception()) for task in done]
+                assert making
+                assert all("Other databases are being made" in words for words in said)
                 await somebody.execute("ROLLBACK")
             async with asyncio.timeout(WITHIN):
-                await asyncio.gather(*stuck)
+                await asyncio.gather(*stuck, return_exceptions=True)
+            for tenant in far:
+                await isolation.provision(tenant)
             for tenant in (*far, *near):
                 await write(isolation, tenant, tenant.identifier)
                 assert await read(isolation, tenant) == [tenant.identifier]
@@ -351,6 +367,49 @@ async def test_P11_whoever_waits_for_a_server_that_makes_no_role_is_told_in_time
             await somebody.execute("ROLLBACK")
             await isolation.provision(beta)
             await write(isolation, beta, "made")
+
+
+async def test_P11_two_tenants_at_their_own_limits_shut_nobody_else_out(
+    database: PostgresDatabase,
+) -> None:
+    async with database_isolation(
+        database, Base.metadata, max_database_connections=40
+    ) as isolation:
+        acme, beta, gamma = await provisioned(isolation, "acme", "beta", "gamma")
+        for tenant in (acme, beta):
+            await database.admin(f'ALTER ROLE "{tenant.placement.name}" CONNECTION LIMIT 0')
+        for tenant in (acme, beta, acme, beta):
+            with pytest.raises(BackendUnavailable):
+                await read(isolation, tenant)
+        assert await read(isolation, gamma) == []
+        for tenant in (acme, acme, beta):
+            with pytest.raises(BackendUnavailable):
+                await read(isolation, tenant)
+        # It needs a connection of its own.
+        await isolation._engines.renew(gamma.placement.name)
+        assert await read(isolation, gamma) == []
+        with pytest.raises(BackendUnavailable, match="is tried again in"):
+            await read(isolation, acme)
+
+
+async def test_P5_a_link_that_vanished_is_waited_for_as_long_as_for_a_connection(
+    database: PostgresDatabase, chaos_proxy: Callable[..., ChaosProxy]
+) -> None:
+    proxy = chaos_proxy(database.app_url)
+    async with database_isolation(
+        database,
+        Base.metadata,
+        database_url_template=proxy.through(template_url(database)),
+        database_connect_timeout=1,
+        database_pool_timeout=WITHIN * 10,
+    ) as isolation:
+        (acme,) = await provisioned(isolation, "acme")
+        assert await read(isolation, acme) == []
+        proxy.half_open()
+        async with asyncio.timeout(WITHIN):
+            with suppress(BackendUnavailable):
+                await read(isolation, acme)
+            assert await read(isolation, acme) == []
 
 
 async def test_P11_a_server_that_is_down_stops_nobody_from_starting(

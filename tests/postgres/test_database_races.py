@@ -15,7 +15,12 @@ from support.places import connected, places, until_seen
 from support.postgres import Base, Note, provisioned
 from support.services.databases import fresh_database
 from support.services.postgres import Postgres as PostgresService
-from tenancy_core.errors import BackendUnavailable, IdentifierCollision, IsolationError
+from tenancy_core.errors import (
+    BackendUnavailable,
+    ConfigurationError,
+    IdentifierCollision,
+    IsolationError,
+)
 from tenancy_core.testing import make_tenant
 
 if TYPE_CHECKING:
@@ -96,6 +101,7 @@ async def test_C2_making_and_removing_at_once_ends_in_one_of_the_two(
 
 # -- whose it is -----------------------------------------------------------------------------------
 
+ROLES = "SELECT count(*) FROM pg_roles WHERE rolname = $1"
 CLOSED = "ALTER DATABASE {} ALLOW_CONNECTIONS false"
 
 
@@ -127,7 +133,23 @@ async def test_a_database_of_somebody_elses_is_not_touched(
             with pytest.raises(IdentifierCollision, match="not made for tenant 'acme'"):
                 await work(acme)
     assert await database.fetch(query, acme.placement.name) == before
+    assert await database.fetchval(ROLES, acme.placement.name) == 0
     await database.admin(f"DROP DATABASE {name}")
+
+
+async def test_who_may_not_change_a_password_is_told_and_who_has_none(
+    database: PostgresDatabase,
+) -> None:
+    async with database_isolation(database, Base.metadata) as isolation:
+        (acme,) = await provisioned(isolation, "acme")
+        await database.admin(f'ALTER ROLE "{database.control}" NOCREATEROLE')
+        with pytest.raises(ConfigurationError, match="CREATEDB CREATEROLE"):
+            await isolation.rotate_credentials(acme)
+        await database.admin(f'ALTER ROLE "{database.control}" CREATEROLE')
+        await isolation.rotate_credentials(acme)
+        await isolation.destroy(acme)
+        with pytest.raises(IsolationError, match="has no database"):
+            await isolation.rotate_credentials(acme)
 
 
 async def test_a_role_of_somebody_elses_is_not_touched(database: PostgresDatabase) -> None:
@@ -282,3 +304,21 @@ async def test_C5_whoever_may_not_be_sent_away_is_told_of(database: PostgresData
             assert not await isolation.exists(acme)
         await isolation.destroy(acme)
         assert len((await places(database))["databases"]) == 1
+
+
+async def test_C5_one_role_of_all_tenants_is_sent_away_by_its_member(
+    database: PostgresDatabase,
+) -> None:
+    """Another process has a connection left, which nobody uses."""
+    async with (
+        database_isolation(database, Base.metadata, one_role=True) as isolation,
+        database_isolation(database, Base.metadata, one_role=True) as other,
+    ):
+        (acme,) = await provisioned(isolation, "acme")
+        async with other.session(acme) as session:
+            await session.execute(text("SELECT 1"))
+        with pytest.raises(BackendUnavailable, match="grant that role membership"):
+            await isolation.destroy(acme)
+        await database.admin(f'GRANT "{database.app}" TO "{database.control}"')
+        await isolation.destroy(acme)
+        assert not await isolation.exists(acme)

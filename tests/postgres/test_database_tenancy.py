@@ -283,7 +283,7 @@ async def test_tables_that_are_new_are_added_when_a_tenant_is_provisioned_again(
     assert await read(tenancy, "acme") == ["again"]
 
 
-@pytest.mark.parametrize("ceiling", [2, 4, 9])
+@pytest.mark.parametrize("ceiling", [4, 9])
 async def test_many_databases_at_once_do_not_wait_for_one_another_for_ever(
     configured: Callable[..., Tenancy], ceiling: int
 ) -> None:
@@ -294,3 +294,30 @@ async def test_many_databases_at_once_do_not_wait_for_one_another_for_ever(
             for number in range(8):
                 group.create_task(tenancy.tenants.create(f"tenant-{number}"))
         assert len((await tenancy.tenants.list()).items) == 8
+
+
+async def test_P7_whoever_makes_a_database_and_whoever_logs_in_do_not_wait_for_one_another(
+    configured: Callable[..., Tenancy],
+) -> None:
+    """All connections of tenants are being opened, and each of them asks the store for a login."""
+    many = 16
+    async with configured(max_database_connections=20) as tenancy:
+        for number in range(many):
+            await tenancy.tenants.create(f"tenant-{number}")
+    patience = {"database_pool_timeout": 60, "max_database_connections": 8}
+    async with configured(**patience) as tenancy, asyncio.timeout(45):
+        tenants = [await tenancy.tenants.get(f"tenant-{number}") for number in range(many)]
+        async with asyncio.TaskGroup() as group:
+            for number in range(2):
+                group.create_task(tenancy.tenants.create(f"another-{number}"))
+            group.create_task(tenancy.tenants.rotate_credentials("tenant-0"))
+            for tenant in tenants:
+                group.create_task(read(tenancy, tenant.identifier))
+
+
+@pytest.mark.parametrize("ceiling", [2, 3])
+async def test_too_few_connections_for_a_database_to_be_made_are_told(
+    configured: Callable[..., Tenancy], ceiling: int
+) -> None:
+    with pytest.raises(ConfigurationError, match="TENANCY_MAX_DATABASE_CONNECTIONS to 4 or more"):
+        configured(max_database_connections=ceiling)

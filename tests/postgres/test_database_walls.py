@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import literal, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from support.databases import KeptSecrets, database_isolation
+from support.places import connected
 from support.postgres import Base, Note, provisioned
-from tenancy_core.errors import IdentifierCollision, TenancyError
+from support.services.databases import fresh_database
+from support.services.postgres import Postgres
+from tenancy_core.errors import (
+    BackendUnavailable,
+    ConfigurationError,
+    IdentifierCollision,
+    TenancyError,
+)
 from tenancy_core.testing import make_tenant
 from tenancy_postgres.database.credentials import Credentials
 
@@ -160,3 +168,184 @@ async def test_I1_two_tenants_whose_names_agree_never_share_a_database(shop: Sho
         with pytest.raises(IdentifierCollision):
             await work(same)
     assert await notes_of(isolation, acme) == ["acme's"]
+
+
+# -- what a tenant leaves for those who come after it ----------------------------------------------
+
+
+async def test_L8_what_a_tenant_makes_is_not_called_by_whoever_completes_its_database(
+    database: PostgresDatabase,
+) -> None:
+    secrets = KeptSecrets()
+    async with database_isolation(database, Base.metadata, secrets=secrets) as isolation:
+        acme, beta = await provisioned(isolation, "acme", "beta")
+        async with connected(database, acme.placement.name) as connection:
+            await connection.execute(
+                f'GRANT CREATE ON SCHEMA public TO "{acme.placement.name}"; DROP TABLE notes'
+            )
+        async with isolation.session(acme) as session:
+            for kind in ("varchar", "text", "name"):
+                await session.execute(
+                    text(f"""
+                    CREATE FUNCTION public.trap(name, {kind}) RETURNS boolean LANGUAGE plpgsql AS $$
+                    BEGIN
+                      IF current_user = '{database.control}' THEN
+                        EXECUTE 'GRANT "{beta.placement.name}" TO "{acme.placement.name}"';
+                      END IF;
+                      RETURN $1::text OPERATOR(pg_catalog.=) $2::text;
+                    END $$""")
+                )
+                await session.execute(
+                    text(
+                        f"CREATE OPERATOR public.= (LEFTARG = name, RIGHTARG = {kind},"
+                        " PROCEDURE = public.trap)"
+                    )
+                )
+        await isolation.provision(acme)
+        members = await database.fetchval(
+            "SELECT count(*) FROM pg_auth_members WHERE roleid = $1::regrole AND"
+            " member = $2::regrole",
+            f'"{beta.placement.name}"',
+            f'"{acme.placement.name}"',
+        )
+        assert members == 0
+
+
+async def test_L8_nobody_makes_anything_in_public_unless_they_are_let(
+    database: PostgresDatabase,
+) -> None:
+    base = f"base_{database.name}"
+    async with connected(database, "postgres") as connection:
+        await connection.execute(f'CREATE DATABASE "{base}" OWNER "{database.control}"')
+    async with connected(database, base) as connection:
+        await connection.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    async with database_isolation(
+        database, Base.metadata, settings={"database_template": base}
+    ) as isolation:
+        (acme,) = await provisioned(isolation, "acme")
+        with pytest.raises(DBAPIError, match="permission denied for schema public"):
+            async with isolation.session(acme) as session:
+                await session.execute(text("CREATE TABLE public.mine (id int)"))
+
+
+OF_A_ROLE = (
+    "standard_conforming_strings = off",
+    "default_transaction_isolation = 'read uncommitted'",
+    "default_transaction_isolation = 'serializable'",
+    "search_path = pg_temp",
+)
+
+
+@pytest.mark.parametrize("setting", OF_A_ROLE)
+async def test_L13_what_the_first_tenant_of_a_process_has_set_is_nobody_elses(
+    database: PostgresDatabase, secrets: KeptSecrets, setting: str
+) -> None:
+    async with database_isolation(database, Base.metadata, secrets=secrets) as isolation:
+        acme, beta = await provisioned(isolation, "acme", "beta")
+        async with isolation.session(acme) as session:
+            await session.execute(text(f"ALTER ROLE CURRENT_USER SET {setting}"))
+    async with database_isolation(
+        database, Base.metadata, secrets=secrets, database_pool_size=1
+    ) as isolation:
+        async with isolation.session(acme) as session:
+            await session.execute(text("SELECT 1"))
+        async with isolation.session(beta) as session:
+            written = select(literal("a\\b", literal_execute=True))
+            assert await session.scalar(written) == "a\\b"
+            assert await session.scalar(select(literal("a_b").contains("_", autoescape=True)))
+        async with isolation.session(beta) as session:
+            await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            level = await session.scalar(text("SHOW transaction_isolation"))
+            assert level == "repeatable read"
+        async with isolation.session(beta) as session:
+            level = await session.scalar(text("SHOW transaction_isolation"))
+            assert level == "read committed"
+
+
+# -- what is in the way of removing ----------------------------------------------------------------
+
+
+async def test_C5_a_prepared_transaction_is_told_of_before_the_database_is_closed() -> None:
+    with (
+        Postgres(config={"max_prepared_transactions": 2}) as server,
+        fresh_database(server, createrole=True, createdb=True) as database,
+    ):
+        async with database_isolation(database, Base.metadata) as isolation:
+            (acme,) = await provisioned(isolation, "acme")
+            async with isolation.connection(acme) as connection:
+                raw = await connection.get_raw_connection()
+                driver: Any = raw.driver_connection
+                await driver.execute("ROLLBACK; BEGIN; PREPARE TRANSACTION 'acme''s'")
+            with pytest.raises(BackendUnavailable, match=r"ROLLBACK PREPARED 'acme''s'"):
+                await isolation.destroy(acme)
+            assert await isolation.exists(acme)
+            async with connected(database, acme.placement.name) as connection:
+                await connection.execute("ROLLBACK PREPARED 'acme''s'")
+            await isolation.destroy(acme)
+            assert not await isolation.exists(acme)
+
+
+# -- what the databases are copies of --------------------------------------------------------------
+
+
+async def test_C3_others_tables_in_the_base_stay_theirs(database: PostgresDatabase) -> None:
+    base = f"base_{database.name}"
+    async with connected(database, "postgres") as connection:
+        await connection.execute(f'CREATE DATABASE "{base}" OWNER "{database.control}"')
+    async with connected(database, base) as connection:
+        await connection.execute(
+            "CREATE TABLE public.of_an_extension (id int); CREATE TABLE public.ours (id int);"
+            f'ALTER TABLE ours OWNER TO "{database.control}"'
+        )
+    async with database_isolation(
+        database, Base.metadata, settings={"database_template": base}
+    ) as isolation:
+        (acme,) = await provisioned(isolation, "acme")
+        await isolation.provision(acme)
+        async with isolation.session(acme) as session:
+            assert (await session.execute(text("SELECT * FROM ours"))).all() == []
+        with pytest.raises(DBAPIError, match="permission denied for table of_an_extension"):
+            async with isolation.session(acme) as session:
+                await session.execute(text("SELECT * FROM of_an_extension"))
+
+
+async def test_C3_a_base_that_cannot_be_copied_is_told(database: PostgresDatabase) -> None:
+    base = f"base_{database.name}"
+    async with connected(database, "postgres") as connection:
+        await connection.execute(f'CREATE DATABASE "{base}"')
+    acme = make_tenant("acme")
+    for named, words in ((base, f'ALTER DATABASE "{base}" WITH IS_TEMPLATE true'), ("no", "'no'")):
+        async with database_isolation(
+            database, Base.metadata, settings={"database_template": named}
+        ) as isolation:
+            with pytest.raises(ConfigurationError, match=words):
+                await isolation.provision(acme)
+    async with connected(database, "postgres") as connection:
+        await connection.execute(f'ALTER DATABASE "{base}" WITH IS_TEMPLATE true')
+    async with database_isolation(
+        database, Base.metadata, settings={"database_template": base}
+    ) as isolation:
+        await isolation.provision(acme)
+        assert await notes_of(isolation, acme) == []
+    async with connected(database, "postgres") as connection:
+        await connection.execute(f'ALTER DATABASE "{base}" WITH IS_TEMPLATE false')
+
+
+async def test_a_database_in_the_query_of_the_admin_url_is_not_where_tables_are_made(
+    database: PostgresDatabase,
+) -> None:
+    admin = make_url(database.control_url)
+    admin = admin.set(username=None, database="postgres").update_query_dict(
+        {"user": database.control, "database": database.name}
+    )
+    async with database_isolation(
+        database,
+        Base.metadata,
+        settings={"admin_url": admin.render_as_string(hide_password=False)},
+    ) as isolation:
+        (acme,) = await provisioned(isolation, "acme")
+        await isolation.provision(acme)
+        assert await notes_of(isolation, acme) == []
+    assert await database.fetchval("SELECT to_regclass('public.notes')") is None
+    there = "SELECT count(*) FROM pg_roles WHERE rolname = $1"
+    assert await database.fetchval(there, f"{database.control}_tenants") == 1

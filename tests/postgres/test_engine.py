@@ -100,6 +100,20 @@ async def test_a_server_that_is_not_there_is_unavailable_at_once(
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.anyio
+async def test_two_roles_with_time_zones_of_their_own_see_one_database(
+    postgres_database: PostgresDatabase,
+) -> None:
+    await postgres_database.admin(
+        f"ALTER ROLE {postgres_database.app} SET timezone = 'Asia/Tokyo'",
+        f"ALTER ROLE {postgres_database.app} SET datestyle = 'German'",
+    )
+    async with opened(postgres_database) as isolation:
+        (acme,) = await provisioned(isolation, "acme")
+        async with isolation.session(acme) as session:
+            assert (await session.scalars(select(Note))).all() == []
+
+
 async def nobody_is_let_in(database: PostgresDatabase, url: str, why: str) -> None:
     async with opened(database) as isolation:
         (acme,) = await provisioned(isolation, "acme")

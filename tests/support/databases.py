@@ -13,6 +13,7 @@ from tenancy_core._stores.memory import MemoryTenantStore
 from tenancy_core.crypto import TenantCipher, TenantSecrets
 from tenancy_core.crypto.secrets import DATA_KEY
 from tenancy_core.sql import ConnectionBudget
+from tenancy_core.testing import make_tenant
 from tenancy_postgres import DatabaseIsolation, PostgresSettings
 
 if TYPE_CHECKING:
@@ -37,14 +38,15 @@ class KeptSecrets(TenantSecrets):
         super().__init__(store, cipher)
         self._keeper = cipher
 
-    async def keep(self, tenant_id: UUID, name: str, value: Any) -> None:
-        """Make a data key on the way."""
+    async def keep(self, tenant_id: UUID, name: str, value: Any, *, expected: Any) -> None:
+        """Make a record and a data key on the way."""
         if await self._store.get_secret(tenant_id, DATA_KEY) is None:
             async with self._store.transaction() as transaction:
+                await transaction.create(make_tenant(tenant_id.hex, id=tenant_id))
                 await transaction.put_secret(
                     tenant_id, DATA_KEY, self._keeper.new_data_key(tenant_id)
                 )
-        await super().keep(tenant_id, name, value)
+        await super().keep(tenant_id, name, value, expected=expected)
 
 
 def template_url(

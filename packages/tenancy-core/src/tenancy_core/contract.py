@@ -555,6 +555,13 @@ class StoreTransaction(Protocol):
         """Forget the reservation of an identifier. No error if there is none."""
         ...
 
+    async def get_secret(self, tenant_id: UUID, name: str, /) -> bytes | None:
+        """Return a stored secret as this transaction sees it, changes of its own included.
+
+        Behind :meth:`update` it is what everybody has committed who changed that tenant before.
+        """
+        ...
+
     async def put_secret(self, tenant_id: UUID, name: str, value: bytes, /) -> None:
         """Keep a secret, encrypted already; replaces the one that has this name."""
         ...

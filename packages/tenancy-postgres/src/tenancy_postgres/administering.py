@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from tenancy_core.config import TenancyConfig
     from tenancy_postgres.settings import PostgresSettings
 
-__all__ = ["admin_place", "unavailable_in_words"]
+__all__ = ["LONGEST", "admin_place", "unavailable_in_words"]
+
+LONGEST: Final = 3600.0
+"""Seconds for what takes as long as there is much of it, such as a copy of a database. All else of
+this role has the patience of the pool and of the connection. Whoever waits for longer waits for a
+server that hangs."""
 
 
 def admin_place(config: TenancyConfig, settings: PostgresSettings) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -28,6 +29,7 @@ from tenancy_core.sql.postgres import (
 from tenancy_core.sql.scoped import SETTING
 from tenancy_postgres.administering import admin_place, unavailable_in_words
 from tenancy_postgres.engine import Link, Target, make_tenant_engine
+from tenancy_postgres.failures import unavailable
 from tenancy_postgres.riding import RideAlong
 from tenancy_postgres.scope import SCOPE, Scope
 from tenancy_postgres.server import facts_of
@@ -92,6 +94,10 @@ class PostgresIsolation:
         )
         self._admin_setting, admin_url = admin_place(config, settings)
         self._admin_url, self._admin_arguments = self._arguments_of(admin_url, self._admin_setting)
+        # What takes longer says so: LONGEST.
+        self._admin_arguments["command_timeout"] = (
+            config.database_pool_timeout + config.connect_timeout
+        )
         self._closed = False
         self._make_engines()
 
@@ -184,11 +190,11 @@ class PostgresIsolation:
             _log.warning("a connection to the tenants' database was not closed in time")
 
     async def _look(self) -> None:
-        async with self._engine.connect() as connection:
-            await connection.execution_options(**{SCOPE: _NOBODY})
-            self.tenants = await facts_of(connection)
-            # It was opened before it was known what is there.
-            await connection.invalidate()
+        try:
+            async with asyncio.timeout(2 * self._config.connect_timeout):
+                self.tenants = await self._meet()
+        except TimeoutError as error:
+            raise unavailable(error) from error
         self._link.pooled = self.tenants.pooled
         choice = self._settings.prepared_statements
         self._link.prepared = choice == "on" or (choice == "auto" and not self.tenants.pooled)
@@ -201,6 +207,14 @@ class PostgresIsolation:
                 "made in the second. Set TENANCY_POSTGRES_ADMIN_URL to that database, with a role "
                 "that may create in it."
             )
+
+    async def _meet(self) -> ServerFacts:
+        async with self._engine.connect() as connection:
+            await connection.execution_options(**{SCOPE: _NOBODY})
+            facts = await facts_of(connection)
+            # It was opened before it was known what is there.
+            await connection.invalidate()
+            return facts
 
     async def _verify(self) -> None:
         """Refuse to serve where the isolation would not hold."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import inspect
 
@@ -11,8 +11,9 @@ from tenancy_core.sql.postgres import LOCK_PROVISION
 from tenancy_postgres.quoting import quote_identifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    import asyncpg
     from sqlalchemy import Connection, Table
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -24,10 +25,21 @@ __all__ = [
     "may_not_make",
     "rights_on_coming",
     "rights_on_existing",
+    "rights_on_own",
     "wait_for_others",
 ]
 
 _RIGHTS: Final = {"TABLES": "SELECT, INSERT, UPDATE, DELETE", "SEQUENCES": "USAGE, SELECT, UPDATE"}
+
+_OWN: Final = """
+    SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCES' ELSE 'TABLES' END AS kind,
+           pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
+      FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+     WHERE n.nspname OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.text[])
+       AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p,v,m,f,S}'::"char"[])
+       AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
+     ORDER BY 1, 2
+"""
 
 _LACKS: Final = frozenset({"42501", "3F000"})
 """insufficient_privilege, and invalid_schema_name: no schema of the search path may be used."""
@@ -108,4 +120,26 @@ def rights_on_existing(schema: str, role: str) -> list[str]:
     return [
         f"GRANT {rights} ON ALL {kind} IN SCHEMA {place} TO {grantee}"
         for kind, rights in _RIGHTS.items()
+    ]
+
+
+async def rights_on_own(
+    driver: asyncpg.Connection[Any], schemas: Sequence[str], role: str
+) -> list[str]:
+    """Return the statements that let a role use what is in schemas, and is the maker's to give.
+
+    Others' tables there, such as those of an extension, are theirs.
+
+    Args:
+        driver: Connected as the role that makes tables.
+        schemas: Where they are.
+        role: Who is to use them.
+    """
+    found: dict[str, list[str]] = {}
+    for kind, name in await driver.fetch(_OWN, schemas):
+        found.setdefault(kind, []).append(name)
+    return [
+        f"GRANT {_RIGHTS[kind]} ON {kind.removesuffix('S')} {', '.join(names)} TO "
+        f"{quote_identifier(role)}"
+        for kind, names in found.items()
     ]

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["ServerFacts", "facts_of"]
 
 # Other sessions' roles are visible to everybody; the start of the server and the object id of the
-# database tell whether two URLs lead to the same one, whatever poolers are on the way.
+# database tell whether two URLs lead to the same one, whatever poolers are on the way. As a number:
+# each role may have a time zone of its own.
 _FACTS: Final = text(
     """
     SELECT current_user::text AS role,
@@ -22,7 +23,9 @@ _FACTS: Final = text(
            r.rolbypassrls AS bypasses,
            r.rolinherit AS inherits,
            pg_catalog.pg_backend_pid() AS backend,
-           d.oid::text || ' ' || pg_catalog.pg_postmaster_start_time()::text AS place,
+           d.oid::text || ' ' || (
+               pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()) * 1000000
+           )::bigint::text AS place,
            d.datname::text AS database,
            pg_catalog.current_setting('server_version_num')::int AS version
       FROM pg_catalog.pg_roles AS r, pg_catalog.pg_database AS d

@@ -267,6 +267,10 @@ class _Transaction:
         """See the contract."""
         self._state.reservations.pop(digest, None)
 
+    async def get_secret(self, tenant_id: UUID, name: str, /) -> bytes | None:
+        """See the contract."""
+        return self._state.secrets.get((tenant_id, name))
+
     async def put_secret(self, tenant_id: UUID, name: str, value: bytes, /) -> None:
         """See the contract."""
         self._state.secrets[tenant_id, name] = value

@@ -620,11 +620,16 @@ class TenantService:
 
         Raises:
             TenantNotFound: There is none.
-            InvalidTransition: It has no place yet, or no more.
+            InvalidTransition: It has no place yet, or no more: it may have been erased meanwhile.
+            VersionConflict: Somebody else rotates them at the same time; call again.
             ConfigurationError: Tenants have no credentials of their own.
         """
-        found = await self.get(tenant)
-        require_status(found, _PLACED, "get other credentials")
+
+        def edit(old: Tenant) -> Tenant:
+            require_status(old, _PLACED, "get other credentials")
+            return replace(old)
+
+        found = edit(await self.get(tenant))
         rotate: Any = getattr(self._isolation, "rotate_credentials", None)
         if rotate is None:
             raise ConfigurationError(
@@ -633,7 +638,8 @@ class TenantService:
             )
         await rotate(found)
         author = Author(actor, reason)
-        return await self._changes.apply(found.id, "tenant.credentials_rotated", replace, author)
+        # Its place may be removed by now, and its log closed: nobody is named behind the erasure.
+        return await self._changes.apply(found.id, "tenant.credentials_rotated", edit, author)
 
     async def put_secret(
         self,

@@ -376,6 +376,8 @@ class TenantStoreSuite(Suite, published=True):
                 await transaction.put_secret(acme.id, name, b"old")
             await transaction.put_secret(acme.id, "url", value)
             await transaction.put_secret(beta.id, "url", b"beta's")
+            assert await transaction.get_secret(acme.id, "url") == value
+            assert await transaction.get_secret(beta.id, "key") is None
         assert await store.get_secret(acme.id, "url") == value
         assert await store.get_secret(beta.id, "url") == b"beta's"
         assert await store.get_secret(beta.id, "key") is None

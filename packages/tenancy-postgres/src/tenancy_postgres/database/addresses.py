@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import make_url
-
 from tenancy_core.errors import ConfigurationError
 from tenancy_core.sql.postgres import url_of
 from tenancy_postgres.administering import admin_place
@@ -86,8 +84,7 @@ def _template(text: str, setting: str) -> tuple[URL, bool]:
                 "and for a role of each tenant's own {user} and {password}; write other braces as "
                 "%7B and %7D."
             )
-    url_of(text, setting)
-    url = make_url(text)
+    url = url_of(text, setting)
     if url.database != "{database}" or words.count("database") != 1:
         raise ConfigurationError(
             f"{setting} has to name the database as {{database}}, behind the slash: "

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from tenancy_core.errors import BackendUnavailable
-from tenancy_postgres.quoting import quote_identifier
+from tenancy_postgres.administering import LONGEST
+from tenancy_postgres.quoting import quote_identifier, quote_literal
 
-__all__ = ["LONGEST", "drop_database", "make_copy"]
+__all__ = ["drop_database", "make_copy", "require_removable"]
 
 if TYPE_CHECKING:
     Driver = asyncpg.Connection[Any]
-
-LONGEST: Final = 3600.0
-"""Seconds for what takes as long as there is much of it. Whoever waits for longer waits for a
-server that hangs."""
 
 _STRATEGIES: Final = 150_000
 """From this version on a copy can be written to the log, which is quicker for small databases."""
@@ -25,6 +22,7 @@ _BUSY_FIRST: Final = 0.05
 _BUSY_MOST: Final = 1.0
 """Seconds between attempts while somebody is connected to what is to be copied."""
 
+_PREPARED: Final = "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = $1 ORDER BY 1"
 _END_SESSIONS: Final = """
     SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
      WHERE datname = $1 AND usename IS NOT NULL
@@ -68,6 +66,28 @@ async def make_copy(driver: Driver, name: str, *, of: str, patience: float) -> N
             return
         await asyncio.sleep(pause)
         pause = min(2 * pause, _BUSY_MOST)
+
+
+async def require_removable(driver: Driver, name: str) -> None:
+    """Refuse a database that has prepared transactions: the server would not remove it.
+
+    They can only be ended by somebody who is connected to it, so it must not be closed before.
+
+    Args:
+        driver: Connected to any database there.
+        name: Of the database.
+
+    Raises:
+        BackendUnavailable: There are some.
+    """
+    prepared = [row[0] for row in await driver.fetch(_PREPARED, name)]
+    if prepared:
+        raise BackendUnavailable(
+            f"The database {name!r} was not removed: transactions were prepared in it "
+            f"(PREPARE TRANSACTION) and not ended. Run, connected to it, as a superuser: "
+            f"{'; '.join(f'ROLLBACK PREPARED {quote_literal(gid)}' for gid in prepared)}. Then try "
+            "again."
+        )
 
 
 async def drop_database(driver: Driver, name: str, *, setting: str) -> None:

@@ -69,13 +69,28 @@ class Credentials:
         kept = await self._secrets.get(tenant_id, _NAME)
         return None if kept is None else Login(**json.loads(kept.get_secret_value()))
 
-    async def keep(self, tenant_id: UUID, login: Login) -> Login:
-        """Keep a tenant's login, in place of the one before."""
-        values = {"password": login.password}
-        if login.previous is not None:
-            values["previous"] = login.previous
-        await self._secrets.keep(tenant_id, _NAME, SecretStr(json.dumps(values)))
+    async def keep(self, tenant_id: UUID, login: Login, *, instead_of: Login | None) -> Login:
+        """Keep a tenant's login.
+
+        Args:
+            tenant_id: Whose.
+            login: What they log in with from now on.
+            instead_of: What is kept now, as far as the caller knows; None if nothing is.
+
+        Raises:
+            VersionConflict: Something else is kept by now, and stays.
+        """
+        expected = None if instead_of is None else _written(instead_of)
+        await self._secrets.keep(tenant_id, _NAME, _written(login), expected=expected)
         return login
+
+
+def _written(login: Login) -> SecretStr:
+    # Not in a frame through which an error goes: error trackers print their local variables.
+    values = {"password": login.password}
+    if login.previous is not None:
+        values["previous"] = login.previous
+    return SecretStr(json.dumps(values))
 
 
 def scram_verifier(password: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from time import monotonic
 from types import MappingProxyType
@@ -47,6 +47,11 @@ _log = logging.getLogger("tenancy")
 
 _OF_THE_CEILING: Final = 4
 """Connections for each database that is being made at a time: two, and as many for the others."""
+
+_TOO_FEW: Final = (
+    "Of {} database connections no tenant's database can be made beside the tenant store's own. "
+    f"Set TENANCY_MAX_DATABASE_CONNECTIONS to {_OF_THE_CEILING} or more."
+)
 
 _NO_KEYS: Final = (
     "Tenants' databases have a login of each tenant's own, which is kept encrypted. Set "
@@ -93,10 +98,12 @@ class DatabaseIsolation:
             for alias, server in self._servers.items()
         }
         self._engines = EngineCache(self._engine, config.max_cached_engines, renews=True)
-        # Whoever makes a database holds a connection while asking the store on another. A server
-        # that hangs leaves a place for the others.
-        most = max(1, connections.ceiling // _OF_THE_CEILING)
-        of_each = max(1, most - 1) if len(self._servers) > 1 else most
+        if connections.ceiling < _OF_THE_CEILING:
+            raise ConfigurationError(_TOO_FEW.format(connections.ceiling))
+        # A server that hangs leaves a place for the others.
+        several = len(self._servers) > 1
+        most = max(1 + several, connections.ceiling // _OF_THE_CEILING)
+        of_each = most - several
         self._makers = asyncio.Semaphore(most)
         self._makers_of = {alias: asyncio.Semaphore(of_each) for alias in self._servers}
 
@@ -240,13 +247,25 @@ class DatabaseIsolation:
 
     async def rotate_credentials(self, tenant: Tenant, /) -> None:
         """See :class:`~tenancy_core.contract.RotatesCredentials`."""
-        databases = self._databases_of(tenant)
-        async with self._making(tenant):
-            await databases.rotate(tenant)
+        await self._databases_of(tenant).rotate(tenant)
 
     @asynccontextmanager
     async def _making(self, tenant: Tenant) -> AsyncGenerator[None, None]:
-        async with self._makers_of[tenant.placement.server], self._makers:
+        """Be one of those who make or remove a database, of which there are not too many.
+
+        Raises:
+            BackendUnavailable: Others were at it for longer than ``database_pool_timeout``.
+        """
+        turns = (self._makers_of[tenant.placement.server], self._makers)
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(self._config.database_pool_timeout):
+                    for turn in turns:
+                        await stack.enter_async_context(turn)
+            except TimeoutError:
+                raise BackendUnavailable(
+                    "Other databases are being made or removed, and take long. Try again."
+                ) from None
             yield
 
     def _databases_of(self, tenant: Tenant) -> TenantDatabases:

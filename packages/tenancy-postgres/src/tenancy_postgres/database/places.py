@@ -6,13 +6,16 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
+from sqlalchemy.exc import DBAPIError
 
 from tenancy_core.errors import BackendUnavailable, ConfigurationError, IdentifierCollision
 from tenancy_core.sql import close_engine
 from tenancy_core.sql.postgres import LOCK_TENANT
-from tenancy_postgres.database.copies import drop_database, make_copy
+from tenancy_postgres.database.copies import drop_database, make_copy, require_removable
 from tenancy_postgres.database.credentials import Login, scram_verifier
+from tenancy_postgres.database.server import without_database
 from tenancy_postgres.database.templates import Template
+from tenancy_postgres.making import lacks_rights
 from tenancy_postgres.marks import mark_of
 from tenancy_postgres.quoting import quote_identifier, quote_literal
 
@@ -46,6 +49,10 @@ _ELSEWHERE: Final = """
       JOIN pg_catalog.pg_roles AS r ON r.oid = s.refobjid
      WHERE s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND r.rolname = $1
      ORDER BY 1
+"""
+_MAY: Final = """
+    SELECT rolsuper OR rolcreatedb, rolsuper OR rolcreaterole
+      FROM pg_catalog.pg_roles WHERE rolname = current_user
 """
 _GROUP: Final = (
     "SELECT pg_catalog.shobj_description(oid, 'pg_authid') AS mark FROM pg_roles WHERE rolname = $1"
@@ -110,13 +117,21 @@ class TenantDatabases:
             await self._prepare_group()
             await self._template.prepare()
             async with self._server.locked(_key(tenant)) as work:
-                await self._make_role(work.driver, tenant)
-                if await self._make_database(work.driver, tenant):
+                is_new = await self._make_role(work.driver, tenant)
+                try:
+                    has_made = await self._make_database(work.driver, tenant)
+                except IdentifierCollision:
+                    if is_new:
+                        await self._drop_role(work.driver, tenant)
+                    raise
+                if has_made:
                     await work.end(self._opening(tenant))
                 else:
                     await work.driver.execute(self._opening(tenant))
                     await self._complete(tenant)
-        except asyncpg.InsufficientPrivilegeError as error:
+        except (asyncpg.InsufficientPrivilegeError, DBAPIError) as error:
+            if not lacks_rights(error):
+                raise
             raise await self._lacks_rights() from error
 
     async def _prepare_group(self) -> None:
@@ -143,14 +158,14 @@ class TenantDatabases:
                 )
         self._has_group = True
 
-    async def _make_role(self, driver: asyncpg.Connection[Any], tenant: Tenant) -> None:
-        """Make the tenant's role, or give it the password that is kept."""
+    async def _make_role(self, driver: asyncpg.Connection[Any], tenant: Tenant) -> bool:
+        """Make the tenant's role, or give it the password that is kept; whether it is new."""
         if self._credentials is None:
-            return
+            return False
         name = quote_identifier(tenant.placement.name)
         login = await self._credentials.get(tenant.id)
         if login is None:
-            login = await self._credentials.keep(tenant.id, Login.new())
+            login = await self._credentials.keep(tenant.id, Login.new(), instead_of=None)
         verifier = quote_literal(scram_verifier(login.password))
         try:
             # The role that makes databases is a member, so that it may end the tenant's sessions.
@@ -162,6 +177,8 @@ class TenantDatabases:
         except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
             self._require_own(await _state(driver, tenant), tenant)
             await driver.execute(f"ALTER ROLE {name} LOGIN PASSWORD {verifier}")
+            return False
+        return True
 
     async def _make_database(self, driver: asyncpg.Connection[Any], tenant: Tenant) -> bool:
         """Make the tenant's database; whether it is new."""
@@ -204,20 +221,25 @@ class TenantDatabases:
         engine = self._server.admin_engine(tenant.placement.name)
         try:
             async with engine.begin() as connection:
+                # A tenant that may make functions or operators here would have them called by this
+                # role, which may do more: SQLAlchemy names those that it uses without a schema.
+                await connection.exec_driver_sql("SET LOCAL search_path=pg_catalog")
                 if self._metadata is not None:
                     for schema in self._template.schemas:
                         await connection.exec_driver_sql(
                             f"CREATE SCHEMA IF NOT EXISTS {quote_identifier(schema)}"
                         )
                     await connection.run_sync(self._make_missing_tables)
-                for line in self._template.grants():
-                    await connection.exec_driver_sql(line)
+                raw = await connection.get_raw_connection()
+                driver: Any = raw.driver_connection
+                await self._template.grant(driver)
         finally:
             await close_engine(engine)
 
     def _make_missing_tables(self, connection: Connection) -> None:
         if self._metadata is not None:
-            self._metadata.create_all(connection)
+            named = connection.execution_options(schema_translate_map={None: "public"})
+            self._metadata.create_all(named)
 
     # -- looking, removing -----------------------------------------------------------------------
 
@@ -244,7 +266,8 @@ class TenantDatabases:
         Raises:
             IdentifierCollision: One of the two is not this tenant's; nothing was removed.
             ConfigurationError: The role has something in other databases; the tenant's is removed.
-            BackendUnavailable: Somebody is connected who may not be sent away.
+            BackendUnavailable: Somebody is connected who may not be sent away, or has a prepared
+                transaction there.
         """
         name = quote_identifier(tenant.placement.name)
         async with self._server.locked(_key(tenant)) as work:
@@ -253,6 +276,7 @@ class TenantDatabases:
             self._require_own(state, tenant)
             if state["is_there"]:
                 if not state["is_half_gone"]:
+                    await require_removable(driver, tenant.placement.name)
                     # Nobody comes back while it is being removed.
                     await driver.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
                 await self._drop(driver, tenant)
@@ -281,30 +305,46 @@ class TenantDatabases:
         Whoever connects meanwhile knows both. Killed anywhere, both are known until a second run.
 
         Raises:
-            ConfigurationError: All tenants have one role.
+            ConfigurationError: All tenants have one role; or the role of the server's ``admin_url``
+                may not change it.
+            IsolationError: The tenant has no role.
             IdentifierCollision: The role is not this tenant's.
+            VersionConflict: Somebody else replaces it at the same time; a second run ends it.
         """
         if self._credentials is None:
             raise ConfigurationError(
                 f"{self._server.address.setting} names one role for all tenants; its password is "
                 "changed there."
             )
+        try:
+            await self._rotate(tenant)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise await self._lacks_rights() from error
+
+    async def _rotate(self, tenant: Tenant) -> None:
+        assert self._credentials is not None  # noqa: S101 - rotate has looked
         async with self._server.locked(_key(tenant)) as work:
             driver = work.driver
-            self._require_own(await _state(driver, tenant), tenant)
+            state = await _state(driver, tenant)
+            self._require_own(state, tenant)
+            if not state["has_role"]:
+                raise without_database()
             login = await self._server.login(tenant.id)
             if login.previous is not None:
                 # Somebody was killed half-way: which of the two holds is not known.
-                await self._tell(driver, tenant, login)
-            login = await self._credentials.keep(tenant.id, Login.new(login.password))
+                login = await self._tell(driver, tenant, login)
+            # The lock goes when the link breaks, and what is on its way to the store arrives all
+            # the same: whoever keeps something names what they have read.
+            new = Login.new(login.password)
+            login = await self._credentials.keep(tenant.id, new, instead_of=login)
             await self._tell(driver, tenant, login)
 
-    async def _tell(self, driver: asyncpg.Connection[Any], tenant: Tenant, login: Login) -> None:
+    async def _tell(self, driver: asyncpg.Connection[Any], tenant: Tenant, login: Login) -> Login:
         assert self._credentials is not None  # noqa: S101 - rotate has looked
         verifier = quote_literal(scram_verifier(login.password))
         name = quote_identifier(tenant.placement.name)
         await driver.execute(f"ALTER ROLE {name} PASSWORD {verifier}")
-        await self._credentials.keep(tenant.id, Login(login.password))
+        return await self._credentials.keep(tenant.id, Login(login.password), instead_of=login)
 
     def _require_own(self, state: Any, tenant: Tenant) -> None:  # noqa: ANN401 - a row
         mark, name = mark_of(tenant), tenant.placement.name
@@ -325,6 +365,18 @@ class TenantDatabases:
         facts = await self._server.facts()
         role = quote_identifier(facts.role)
         more = " CREATEROLE" if self._own else ""
+        async with self._server.administering() as connection:
+            raw = await connection.get_raw_connection()
+            driver: Any = raw.driver_connection
+            makes_databases, makes_roles = await driver.fetchrow(_MAY)
+        if makes_databases and (makes_roles or not self._own):
+            base = self._template.base
+            return ConfigurationError(
+                f"The role {facts.role!r} of {self._server.address.admin_setting} may make "
+                f"databases, and no copy of {base!r} (TENANCY_POSTGRES_DATABASE_TEMPLATE); or it "
+                "does not own what it completes. Run, as the owner of that database: ALTER "
+                f"DATABASE {quote_identifier(base)} WITH IS_TEMPLATE true."
+            )
         return ConfigurationError(
             f"The role {facts.role!r} of {self._server.address.admin_setting} may not make a "
             f"tenant's database: it needs CREATEDB{' and' + more if more else ''}, and has to own "

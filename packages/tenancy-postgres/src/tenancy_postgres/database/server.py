@@ -90,13 +90,14 @@ class Server:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.address = address
-        self.link = Link(config.database_pool_timeout)
+        self.link = Link(config.connect_timeout)
         self._config = config
         self._settings = settings
         self._budget = budget
         self._credentials = credentials
         self._clock = clock
         self._facts: ServerFacts | None = None
+        self._is_met = False
         # One tenant whose database does not answer says nothing of the others.
         self._breaker = Breaker(f"the database server {address.alias!r}", sources=2, clock=clock)
         self._acquaintance = Acquaintance(self._learn)
@@ -149,7 +150,7 @@ class Server:
         """Make the engine of one tenant's database; nothing is opened yet."""
         name = tenant.placement.name
         own = Breaker(f"the database {name!r}", clock=self._clock)
-        share = replace(self._share, breakers=(self._breaker, own))
+        share = replace(self._share, breakers=(self._breaker, own), source=name)
         connect = _Opener(self, name, tenant.id)
         return make_sibling(self._prototype, connect, share, self._acquaintance)
 
@@ -164,6 +165,9 @@ class Server:
             asyncpg.PostgresError: The server refuses it.
         """
         options = {**self._options, "database": database}
+        if not self._is_met:
+            # The others wait for what is asked of the first one, which is closed behind that.
+            options["command_timeout"] = self._config.connect_timeout
         if password is not None:
             options.update(user=database, password=password)
         try:
@@ -197,6 +201,8 @@ class Server:
         self.link.pooled = driver.get_server_pid() != backend
         choice = self._settings.prepared_statements
         self.link.prepared = choice == "on" or (choice == "auto" and not self.link.pooled)
+        _forget_role(self._dialect)
+        self._is_met = True
         # It was opened with the more careful guess.
         return True
 
@@ -209,11 +215,12 @@ class Server:
             database: By default that of its URL.
         """
         url = self._admin_url if database is None else self._admin_url.set(database=database)
+        # Whoever makes a database asks the store meanwhile, for which the place is that is kept for
+        # the control plane: holding that one, they would wait for themselves.
         engine = make_engine(
             url,
             self._config,
             self._budget,
-            control=True,
             connect_args={**WITHOUT_PREPARED, **self._admin_arguments},
             pool_pre_ping=False,
         )
@@ -407,6 +414,22 @@ class _Opener:
         except _WRONG_PASSWORD:
             # Now they have.
             return open_(login.password)
+
+
+def _forget_role(dialect: Any) -> None:  # noqa: ANN401 - SQLAlchemy's, of any kind
+    """Forget what SQLAlchemy has asked of the first connection that is not the server's to say.
+
+    It was one tenant's, whose role may set what it likes for itself (``ALTER ROLE CURRENT_USER SET
+    standard_conforming_strings = off``), and the dialect writes all tenants' statements.
+    """
+    dialect._backslash_escapes = False  # noqa: SLF001 - it has no public name
+    dialect.default_schema_name = "public"
+    dialect.reset_isolation_level = _reset_isolation_level
+
+
+def _reset_isolation_level(adapter: Any) -> None:  # noqa: ANN401 - DBAPI
+    # As it was opened: each transaction has what the server, or the tenant's role, says.
+    adapter.set_isolation_level(None)
 
 
 def without_database() -> IsolationError:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tenancy_core.errors import ConfigurationError, IdentifierCollision
 from tenancy_core.sql.postgres import LOCK_PROVISION, LOCK_TENANT
+from tenancy_postgres.administering import LONGEST
 from tenancy_postgres.ddl import creation_script, shared_tables, tenant_tables
 from tenancy_postgres.making import (
     lacks_rights,
@@ -330,4 +331,4 @@ async def _run(connection: AsyncConnection, script: str) -> None:
     """Send several statements in one message."""
     raw = await connection.get_raw_connection()
     driver: Any = raw.driver_connection
-    await driver.execute(script)
+    await driver.execute(script, timeout=LONGEST)

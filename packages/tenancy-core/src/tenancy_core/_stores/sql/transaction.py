@@ -229,6 +229,14 @@ class SqlTransaction:
 
     # -- secrets -------------------------------------------------------------------------------
 
+    async def get_secret(self, tenant_id: UUID, name: str, /) -> bytes | None:
+        """See the contract."""
+        columns = tables.secrets.c
+        query = select(columns.value).where(columns.tenant_id == tenant_id, columns.name == name)
+        async with reach:
+            found: bytes | None = (await self._connection.execute(query)).scalar()
+        return found
+
     async def put_secret(self, tenant_id: UUID, name: str, value: bytes, /) -> None:
         """See the contract."""
         columns = tables.secrets.c

@@ -393,6 +393,20 @@ class SharesSecrets(HonestStore):
         return found[-1] if found else None
 
 
+class SharesSecretsInTransactions(HonestStore):
+    """Keeps one secret of a name, whose ever it is, until the transaction ends."""
+
+    class transaction_class(HonestTransaction):
+        """Looks at the name alone."""
+
+        __slots__ = ()
+
+        async def get_secret(self, tenant_id: UUID, name: str, /) -> bytes | None:  # noqa: ARG002 - wrong on purpose
+            """Look at the name alone."""
+            found = [value for key, value in self._state.secrets.items() if key[1] == name]
+            return found[0] if found else None
+
+
 class MakesAKeyEachTime(HonestStore):
     """Makes a new key whenever it is asked for it."""
 
@@ -667,6 +681,7 @@ STORE_MUTANTS: Final = (
         _ONE_OF_MANY,
     ),
     mutant(StoreCase, SharesSecrets, "test_secrets_are_one_tenants"),
+    mutant(StoreCase, SharesSecretsInTransactions, "test_secrets_are_one_tenants"),
     mutant(StoreCase, MakesAKeyEachTime, "test_the_store_has_one_random_key"),
     mutant(StoreCase, LosesDetails, "test_events_come_back_in_order_and_as_they_were"),
     mutant(StoreCase, ReusesSequences, "test_an_event_has_the_next_sequence_or_is_refused"),
