@@ -7,6 +7,7 @@ from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from tenancy_core import Tenancy, TenancyConfig
@@ -143,6 +144,71 @@ async def test_a_check_that_returns_something_else_is_a_finding_too(answer: Any)
         ("b", Severity.WARNING),
     ]
     assert found[0].message == "The check itself failed: it raised TypeError."
+
+
+SILENT = Finding(
+    "acme.silent",
+    Severity.ERROR,
+    "This could not be looked at: there was no answer within 0.1 seconds.",
+    "See whether what it asks still answers, and check again.",
+)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_check_that_does_not_end_is_a_finding_and_keeps_no_other_waiting() -> None:
+    async def wait(_: object) -> Sequence[Finding]:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    with anyio.fail_after(10):
+        checks = [Check("acme.silent", "It answers", wait), check("b", finding("b"))]
+        assert await run_checks(None, checks, patience=0.1) == [SILENT, finding("b")]
+
+
+async def test_nobody_waits_for_the_clean_up_of_a_check_that_did_not_end() -> None:
+    """A transaction on a link that is silent cannot be rolled back either."""
+    wakes, tidied = anyio.Event(), anyio.Event()
+
+    async def wait(_: object) -> Sequence[Finding]:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await wakes.wait()
+            tidied.set()
+        raise AssertionError
+
+    with anyio.fail_after(10):
+        silent = Check("acme.silent", "It answers", wait)
+        assert await run_checks(None, [silent], patience=0.1) == [SILENT]
+        assert not tidied.is_set()
+        wakes.set()
+        await tidied.wait()
+
+
+async def test_a_check_that_waited_too_long_itself_has_failed() -> None:
+    async def give_up(_: object) -> Sequence[Finding]:
+        raise TimeoutError
+
+    (failed,) = await run_checks(None, [Check("acme.busy", "It answers", give_up)])
+    assert failed.message == "The check itself failed: it raised TimeoutError."
+
+
+async def test_checks_end_with_whoever_asked_for_them() -> None:
+    ended = anyio.Event()
+
+    async def wait(_: object) -> Sequence[Finding]:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    with anyio.move_on_after(0.1) as asking:
+        await run_checks(None, [Check("acme.silent", "It answers", wait)])
+    assert asking.cancelled_caught
+    with anyio.fail_after(10):
+        await ended.wait()
 
 
 class CannotProvision:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,10 +13,14 @@ from support.checks import ERROR, WARNING, found, mend, shop
 from support.hybrid import hybrid_database
 from support.scoped import Base
 from tenancy_core import Tenancy, TenancyConfig
+from tenancy_core.checks import run_checks
 from tenancy_postgres.checks import POSTGRES_CHECKS
 from tenancy_postgres.checks.strategies import strategies_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.services.chaos import ChaosProxy
     from support.services.databases import PostgresDatabase
     from support.services.postgres import Postgres
 
@@ -125,3 +130,20 @@ async def test_what_cannot_be_looked_at_is_a_finding(postgres_victim: Postgres) 
                     assert database.password not in repr(finding)
             assert list(await POSTGRES_CHECKS[0].run(tenancy)) != []
             postgres_victim.start()
+
+
+async def test_P5_an_item_on_a_link_that_is_silent_keeps_no_other_waiting(
+    postgres_database: PostgresDatabase, chaos_proxy: Callable[..., ChaosProxy]
+) -> None:
+    proxy = chaos_proxy(postgres_database.owner_url)
+    section = {"admin_url": proxy.url}
+    async with shop(postgres_database, section=section, database_pool_timeout=2) as tenancy:
+        assert of_ours(await tenancy.check()) == []
+        # The link that the look at places was over; what is opened after it is well.
+        proxy.half_open()
+        began = time.monotonic()
+        findings = await run_checks(tenancy, POSTGRES_CHECKS, patience=2)
+        assert time.monotonic() - began < 10
+        assert [(one.check, one.severity) for one in findings] == [("postgres.role", ERROR)]
+        assert "there was no answer within 2 seconds" in findings[0].message
+        assert await run_checks(tenancy, POSTGRES_CHECKS, patience=5) == []

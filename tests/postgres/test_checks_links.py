@@ -12,8 +12,10 @@ from sqlalchemy import make_url
 from support.checks import ERROR, INFO, WARNING, found, lines_of, mend, shop, the_one
 from support.databases import KEY, template_url
 from support.hybrid import hybrid_database
+from support.invalidation import connected
 from support.services.databases import fresh_database
 from tenancy_core import Tenancy, TenancyConfig
+from tenancy_core.errors import BackendUnavailable
 from tenancy_postgres.checks import tls as tls_room
 from tenancy_postgres.checks.tls import is_near
 
@@ -330,6 +332,84 @@ async def test_a_connection_limit_that_is_too_low_is_found(
         finding = await the_one(tenancy, "connections", WARNING, words, "is limited to 5")
         await mend(database, finding)
         assert await found(tenancy, "connections") == []
+
+
+async def test_a_limit_of_the_role_of_the_tenant_store_is_found(
+    postgres_database: PostgresDatabase,
+) -> None:
+    database = postgres_database
+    async with shop(database, section={"workers": 4}) as tenancy:
+        await connected(tenancy)
+        # The store has one, and whoever listens the other.
+        await database.admin(f"ALTER ROLE {database.control} CONNECTION LIMIT 2")
+        with pytest.raises(BackendUnavailable):
+            async with shop(database, section={"workers": 4}):
+                pass
+        (finding,) = await found(tenancy, "connections")
+        assert finding.severity is WARNING
+        # A pool of four each, and the one that listens.
+        assert "4 processes open up to 20 connections" in finding.message
+        role = f"the role {database.control!r} of TENANCY_CONTROL_DATABASE_URL is limited to 2"
+        assert role in finding.message
+        await mend(database, finding)
+        assert await found(tenancy, "connections") == []
+
+
+async def test_a_limit_of_the_role_that_makes_places_is_found(
+    postgres_database: PostgresDatabase,
+) -> None:
+    database = postgres_database
+    async with shop(database) as tenancy:
+        await database.admin(f"ALTER ROLE {database.owner} CONNECTION LIMIT 1")
+        words = f"{database.owner!r} of TENANCY_POSTGRES_ADMIN_URL is limited to 1"
+        finding = await the_one(tenancy, "connections", WARNING, words)
+        await mend(database, finding)
+        assert await found(tenancy, "connections") == []
+
+
+async def test_a_role_that_only_listens_needs_a_connection_for_each_process(
+    postgres_database: PostgresDatabase,
+) -> None:
+    database = postgres_database
+    listens = f"{database.name}_listens"
+    await database.admin(
+        f"CREATE ROLE {listens} LOGIN PASSWORD '{database.password}' CONNECTION LIMIT 3",
+        f"GRANT CONNECT ON DATABASE {database.name} TO {listens}",
+    )
+    try:
+        listen_url = database.url(listens)
+        async with shop(database, section={"workers": 3, "listen_url": listen_url}) as tenancy:
+            await connected(tenancy)
+            assert await found(tenancy, "connections") == []
+            await database.admin(f"ALTER ROLE {listens} CONNECTION LIMIT 2")
+            words = f"{listens!r} of TENANCY_POSTGRES_LISTEN_URL is limited to 2"
+            finding = await the_one(tenancy, "connections", WARNING, "up to 3 connections", words)
+            await mend(database, finding)
+            assert await found(tenancy, "connections") == []
+    finally:
+        await database.admin(f"DROP OWNED BY {listens}; DROP ROLE {listens}")
+
+
+async def test_a_tenant_store_on_a_server_of_its_own_is_looked_at(
+    postgres_database: PostgresDatabase, postgres_victim: Postgres
+) -> None:
+    with fresh_database(postgres_victim) as store:
+        most = await room(store)
+        section = {"workers": most, "admin_url": postgres_database.owner_url}
+        settings: Any = {"control_database_url": store.control_url, "section": section}
+        async with shop(postgres_database, **settings) as tenancy:
+            tenants, own = await found(tenancy, "connections")
+            assert f"{most * 6} connections, and this server has" in tenants.message
+            words = f"{most * 5} connections, and the server of TENANCY_CONTROL_DATABASE_URL has"
+            assert words in own.message
+        section["workers"] = 2
+        async with shop(postgres_database, **settings) as tenancy:
+            assert await found(tenancy, "connections") == []
+            await store.admin(f"ALTER DATABASE {store.name} CONNECTION LIMIT 5")
+            words = f"the database {store.name!r} is limited to 5"
+            finding = await the_one(tenancy, "connections", WARNING, words)
+            await mend(store, finding)
+            assert await found(tenancy, "connections") == []
 
 
 async def test_what_a_pooler_takes_is_not_known(

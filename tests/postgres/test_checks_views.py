@@ -109,6 +109,45 @@ async def test_L8_a_materialized_view_is_found(
     assert await found(tenancy, "views") == []
 
 
+async def test_L8_a_view_for_a_role_that_sessions_can_take_is_found(
+    tenancy: Tenancy, postgres_database: PostgresDatabase
+) -> None:
+    """Its rights are not the sessions' own, until they take it."""
+    database = postgres_database
+    taken, beyond = f"{database.name}_taken", f"{database.name}_beyond"
+    await database.admin(
+        f"CREATE ROLE {taken} NOLOGIN",
+        f"CREATE ROLE {beyond} NOLOGIN NOINHERIT",
+        f"ALTER ROLE {database.app} NOINHERIT",
+        f"GRANT {beyond} TO {database.app}",
+        "CREATE VIEW texts AS SELECT text FROM notes",
+        f"GRANT USAGE ON SCHEMA public TO {taken}",
+        f"GRANT SELECT ON texts TO {taken}",
+    )
+    try:
+        assert await found(tenancy, "views") == []
+        await database.admin(f"GRANT {taken} TO {beyond}")
+        async with tenancy.scope("acme"), tenancy.session() as session:
+            await session.execute(text(f"SET LOCAL ROLE {taken}"))
+            texts = await session.scalars(text("SELECT text FROM texts"))
+            assert sorted(texts) == ["acme", "beta"]
+        finding = await the_one(tenancy, "views", ERROR, "public.texts reads public.notes")
+        await mend(database, finding)
+        assert await found(tenancy, "views") == []
+        await database.admin(
+            "DROP VIEW texts",
+            "CREATE MATERIALIZED VIEW texts AS SELECT text FROM notes",
+            f"GRANT SELECT (text) ON texts TO {taken}",
+        )
+        finding = await the_one(tenancy, "views", ERROR, "materialized view public.texts")
+        assert f"FROM {taken};" in finding.remedy
+        await mend(database, finding)
+        assert await found(tenancy, "views") == []
+    finally:
+        for name in (taken, beyond):
+            await database.admin(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
+
+
 async def test_L8_a_view_of_what_all_tenants_share_is_no_finding(
     tenancy: Tenancy, postgres_database: PostgresDatabase
 ) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
+
+from tenancy_core._background import on_asyncio, outlast
 from tenancy_core.config import ANY, INSTANCE_KEY
 from tenancy_core.contract import Check, Finding, Severity
 from tenancy_core.tenant import TenantStatus
@@ -13,9 +18,22 @@ if TYPE_CHECKING:
 
 __all__ = ["CORE_CHECKS", "run_checks"]
 
+_PATIENCE: Final = 30.0
+"""Seconds that one item may take. Whoever looks for longer waits for something that hangs."""
 
-async def run_checks(tenancy: Any, checks: Iterable[Check]) -> list[Finding]:  # noqa: ANN401 - Tenancy is above
-    """Run every check; one that fails is itself a finding, never a pass.
+
+async def run_checks(
+    tenancy: Any,  # noqa: ANN401 - Tenancy is above
+    checks: Iterable[Check],
+    *,
+    patience: float = _PATIENCE,
+) -> list[Finding]:
+    """Run every check; one that fails, or does not end, is itself a finding, never a pass.
+
+    Args:
+        tenancy: The open ``Tenancy``.
+        checks: Run one after the other.
+        patience: Seconds for each.
 
     Returns:
         All findings, the worst first.
@@ -23,11 +41,14 @@ async def run_checks(tenancy: Any, checks: Iterable[Check]) -> list[Finding]:  #
     findings: list[Finding] = []
     for check in checks:
         try:
-            found = list(await check.run(tenancy))
-            for finding in found:
-                if not isinstance(finding, Finding):  # pyright: ignore[reportUnnecessaryIsInstance]
-                    raise TypeError(f"{type(finding).__name__} is no Finding")
-            findings += found
+            with anyio.move_on_after(patience) as time:
+                found = list(await _run(check, tenancy))
+                for finding in found:
+                    if not isinstance(finding, Finding):  # pyright: ignore[reportUnnecessaryIsInstance]
+                        raise TypeError(f"{type(finding).__name__} is no Finding")
+                findings += found
+            if time.cancelled_caught:
+                findings.append(_without_answer(check, patience))
         except Exception as error:  # noqa: BLE001 - a check must not hide the others
             findings.append(
                 Finding(
@@ -39,6 +60,31 @@ async def run_checks(tenancy: Any, checks: Iterable[Check]) -> list[Finding]:  #
             )
     order = [Severity.ERROR, Severity.WARNING, Severity.INFO]
     return sorted(findings, key=lambda finding: (order.index(finding.severity), finding.check))
+
+
+async def _run(check: Check, tenancy: Any) -> Sequence[Finding]:  # noqa: ANN401 - as above
+    """Run a check so that nobody waits for it, nor for its clean-up, once the time is over."""
+
+    async def run() -> Sequence[Finding]:
+        return await check.run(tenancy)
+
+    return await (outlast(run(), _end) if on_asyncio() else run())
+
+
+async def _end(left: asyncio.Task[Sequence[Finding]]) -> None:
+    left.cancel()
+    # What it comes to is nobody's any more.
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await left
+
+
+def _without_answer(check: Check, patience: float) -> Finding:
+    return Finding(
+        check.name,
+        Severity.ERROR,
+        f"This could not be looked at: there was no answer within {patience:g} seconds.",
+        "See whether what it asks still answers, and check again.",
+    )
 
 
 async def _control_database_is_separate(tenancy: Any) -> Sequence[Finding]:  # noqa: ANN401

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import text
 
 from tenancy_core.contract import Finding, Severity
+from tenancy_postgres.checks.memberships import by_membership
 from tenancy_postgres.checks.words import listed, to_run
 from tenancy_postgres.marks import MARK
 from tenancy_postgres.quoting import quote_identifier
@@ -69,6 +70,7 @@ async def connect(_tenancy: Any, strategies: Strategies) -> AsyncIterator[Findin
                 mark = {"mark": f"{MARK}%"}
                 anybody = (await connection.execute(_OPEN, mark)).all()
                 named = (await connection.execute(_FOREIGN, mark)).all()
+                lent = [finding async for finding in by_membership(connection, alias)]
             if anybody:
                 yield Finding(
                     _NAME,
@@ -92,6 +94,8 @@ async def connect(_tenancy: Any, strategies: Strategies) -> AsyncIterator[Findin
                         [closing],
                     ),
                 )
+            for finding in lent:
+                yield finding
 
 
 def _closing(rows: Iterable[Row[Any]]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from tenancy_core.contract import Finding, Severity
+from tenancy_postgres.checks.foreign_rights import foreign_rights
 from tenancy_postgres.checks.whose import logins_of, roles_of
 from tenancy_postgres.checks.words import to_run
 from tenancy_postgres.quoting import quote_identifier
@@ -57,6 +58,11 @@ async def _under_schema(isolation: SchemaIsolation, setting: str) -> AsyncIterat
         admin = isolation.admin
         owners = frozenset({admin.role})
         dangers = await dangers_of(connection, roles, owners, admin.version, setting)
+        rights: list[Finding] = []
+        if isolation.has_roles:
+            rights = [one async for one in foreign_rights(connection, admin.role, admin.version)]
+    for finding in rights:
+        yield finding
     for danger in dangers:
         if danger.kind in {"bypass", "preset", "store"}:
             continue

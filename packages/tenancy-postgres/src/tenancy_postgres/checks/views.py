@@ -1,4 +1,4 @@
-"""Views over the tables that all tenants are in: with whose rights they read."""
+"""Views over tenants' tables: with whose rights they read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from sqlalchemy import text
 
 from tenancy_core.contract import Finding, Severity
 from tenancy_core.sql.scoped import scope_column
-from tenancy_postgres.checks.words import to_run
+from tenancy_postgres.checks.places import PLACES
+from tenancy_postgres.checks.words import listed, to_run
+from tenancy_postgres.marks import MARK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,11 +26,24 @@ _NAME: Final = "postgres.views"
 _INVOKER: Final = 150_000
 """From this version on a view can read with the rights of whoever reads it."""
 
-# A view over a view reads what that one reads, unless that one asks who reads. What a rule does
-# besides is a flaw of its table.
-_VIEWS: Final = text(
-    """
-    WITH RECURSIVE reads AS (
+# Every membership counts, inherited or not: SET ROLE makes use of it. Of superusers, for whom there
+# are no rights, ``postgres.role`` tells.
+_REACHABLE: Final = """
+    reachable AS (
+      SELECT oid FROM pg_catalog.pg_roles
+       WHERE rolname = ANY (CAST(:roles AS text[])) AND NOT rolsuper
+      UNION
+      SELECT o.oid
+        FROM reachable AS r
+        JOIN pg_catalog.pg_auth_members AS m ON m.member = r.oid
+        JOIN pg_catalog.pg_roles AS o ON o.oid = m.roleid AND NOT o.rolsuper
+    )
+"""
+"""The roles that sessions have, or can take."""
+
+# What a rule does besides is a flaw of its table.
+_READS: Final = """
+    reads AS (
       SELECT DISTINCT w.ev_class AS view, d.refobjid AS relation
         FROM pg_catalog.pg_rewrite AS w
         JOIN pg_catalog.pg_class AS c ON c.oid = w.ev_class
@@ -42,7 +57,14 @@ _VIEWS: Final = text(
                 WHERE c.relkind = 'v' AND o.option_name = 'security_invoker'
                   AND o.option_value::boolean
              )
-    ), reached AS (
+    )
+"""
+"""Which view reads which relation with the rights of its owner."""
+
+# A view over a view reads what that one reads, unless that one asks who reads.
+_VIEWS: Final = text(
+    f"""
+    WITH RECURSIVE {_REACHABLE}, {_READS}, reached AS (
       SELECT view, relation FROM reads
        WHERE relation = ANY (CAST(CAST(:scoped AS bigint[]) AS oid[]))
       UNION
@@ -51,8 +73,8 @@ _VIEWS: Final = text(
     SELECT pg_catalog.format('%I.%I', n.nspname, v.relname) AS name,
            v.relkind = 'm' AS is_stored,
            pg_catalog.pg_get_userbyid(v.relowner)::text AS owner,
-           pg_catalog.string_agg(
-             DISTINCT pg_catalog.format('%I.%I', tn.nspname, t.relname), ', '
+           pg_catalog.array_agg(
+             DISTINCT pg_catalog.format('%I.%I', tn.nspname, t.relname)
            ) AS tables,
            ARRAY(
              SELECT coalesce(pg_catalog.quote_ident(g.rolname), 'PUBLIC')
@@ -65,7 +87,7 @@ _VIEWS: Final = text(
                LEFT JOIN pg_catalog.pg_roles AS g ON g.oid = given.grantee
               WHERE given.grantee <> v.relowner
                 AND (given.grantee = 0
-                     OR pg_catalog.pg_has_role(CAST(:role AS text), given.grantee, 'MEMBER'))
+                     OR given.grantee IN (SELECT oid FROM reachable))
               ORDER BY 1
            ) AS grantees
       FROM reached AS f
@@ -73,15 +95,80 @@ _VIEWS: Final = text(
       JOIN pg_catalog.pg_namespace AS n ON n.oid = v.relnamespace
       JOIN pg_catalog.pg_class AS t ON t.oid = f.relation
       JOIN pg_catalog.pg_namespace AS tn ON tn.oid = t.relnamespace
-     WHERE pg_catalog.has_schema_privilege(CAST(:role AS text), n.oid, 'USAGE')
-       AND (
-         pg_catalog.has_table_privilege(CAST(:role AS text), v.oid, 'DELETE')
-         OR pg_catalog.has_any_column_privilege(
-              CAST(:role AS text), v.oid, 'SELECT, INSERT, UPDATE')
-       )
+     WHERE EXISTS (
+             SELECT FROM reachable AS r
+              WHERE pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')
+                AND (pg_catalog.has_table_privilege(r.oid, v.oid, 'DELETE')
+                     OR pg_catalog.has_any_column_privilege(
+                          r.oid, v.oid, 'SELECT, INSERT, UPDATE'))
+           )
      GROUP BY v.oid, n.nspname
      ORDER BY 1
-    """
+    """  # noqa: S608 - constants
+)
+# What a tenant's own role reads of its own schema is no finding, wherever the view is; that another
+# tenant is a member of that role, ``postgres.role`` tells.
+_VIEWS_OF_SCHEMAS: Final = text(
+    f"""
+    WITH RECURSIVE {PLACES}, {_READS}, reached AS (
+      SELECT r.view, r.relation, p.oid AS place
+        FROM reads AS r
+        JOIN pg_catalog.pg_class AS c ON c.oid = r.relation
+        JOIN place AS p ON p.oid = c.relnamespace
+      UNION
+      SELECT r.view, f.relation, f.place FROM reads AS r JOIN reached AS f ON f.view = r.relation
+    ), given AS (
+      SELECT v.oid AS view, a.grantee, a.privilege_type
+        FROM pg_catalog.pg_class AS v CROSS JOIN LATERAL pg_catalog.aclexplode(v.relacl) AS a
+       WHERE v.oid IN (SELECT view FROM reached)
+      UNION
+      SELECT t.attrelid, a.grantee, a.privilege_type
+        FROM pg_catalog.pg_attribute AS t CROSS JOIN LATERAL pg_catalog.aclexplode(t.attacl) AS a
+       WHERE t.attacl IS NOT NULL AND t.attrelid IN (SELECT view FROM reached)
+    ), shown AS (
+      SELECT f.view, f.relation, g.grantee
+        FROM reached AS f
+        JOIN place AS p ON p.oid = f.place
+        JOIN pg_catalog.pg_class AS v ON v.oid = f.view
+        JOIN given AS g ON g.view = f.view AND g.grantee <> v.relowner
+         AND g.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+       WHERE (
+               g.grantee = 0
+               AND (
+                 pg_catalog.has_schema_privilege('public', v.relnamespace, 'USAGE')
+                 OR EXISTS (
+                      SELECT FROM place AS o
+                       WHERE o.oid <> p.oid
+                         AND pg_catalog.has_schema_privilege(o.role, v.relnamespace, 'USAGE')
+                    )
+               )
+             )
+          OR EXISTS (
+               SELECT FROM reach AS r
+                WHERE r.role = g.grantee AND r.root IS DISTINCT FROM p.role
+                  AND r.role IS DISTINCT FROM p.role
+                  AND (pg_catalog.has_schema_privilege(r.root, v.relnamespace, 'USAGE')
+                       OR pg_catalog.has_schema_privilege(r.role, v.relnamespace, 'USAGE'))
+             )
+    )
+    SELECT pg_catalog.format('%I.%I', n.nspname, v.relname) AS name,
+           v.relkind = 'm' AS is_stored,
+           pg_catalog.pg_get_userbyid(v.relowner)::text AS owner,
+           pg_catalog.array_agg(
+             DISTINCT pg_catalog.format('%I.%I', tn.nspname, t.relname)
+           ) AS tables,
+           pg_catalog.array_agg(
+             DISTINCT coalesce(pg_catalog.quote_ident(g.rolname), 'PUBLIC')
+           ) AS grantees
+      FROM shown AS s
+      JOIN pg_catalog.pg_class AS v ON v.oid = s.view
+      JOIN pg_catalog.pg_namespace AS n ON n.oid = v.relnamespace
+      JOIN pg_catalog.pg_class AS t ON t.oid = s.relation
+      JOIN pg_catalog.pg_namespace AS tn ON tn.oid = t.relnamespace
+      LEFT JOIN pg_catalog.pg_roles AS g ON g.oid = s.grantee
+     GROUP BY v.oid, n.nspname
+     ORDER BY 1
+    """  # noqa: S608 - constants
 )
 
 
@@ -96,23 +183,30 @@ async def views(_tenancy: Any, strategies: Strategies) -> AsyncIterator[Finding]
                 if scope_column(verdict.table) is not None
                 for number in verdict.relations
             ]
-            wanted = {"scoped": scoped, "role": isolation.tenants.role}
+            roles = sorted({isolation.tenants.role, isolation.tenants.login})
+            wanted = {"scoped": scoped, "roles": roles}
             found = (await connection.execute(_VIEWS, wanted)).all()
         for row in found:
             yield _finding(row, isolation.admin.version)
+    for schema in strategies.schema:
+        # Where all tenants have one role, it has rights on all that is theirs anyway.
+        if not schema.has_roles:
+            continue
+        async with schema.administering() as connection:
+            found = (await connection.execute(_VIEWS_OF_SCHEMAS, {"mark": f"{MARK}%"})).all()
+        for row in found:
+            yield _finding(row, schema.admin.version)
 
 
 def _finding(row: Row[Any], version: int) -> Finding:
     grantees = ", ".join(row.grantees) or "PUBLIC"
+    tables = listed(row.tables)
     revoke = f"REVOKE ALL ON {row.name} FROM {grantees}"
     if row.is_stored:
-        what = (
-            f"The materialized view {row.name} holds rows of {row.tables} for all who may read it: "
-            "no policy is asked."
-        )
+        what = f"The materialized view {row.name} holds rows of {tables} for all who may read it."
         return Finding(_NAME, Severity.ERROR, what, to_run("its owner", [revoke]))
     what = (
-        f"The view {row.name} reads {row.tables} with the rights of its owner {row.owner!r}, and "
+        f"The view {row.name} reads {tables} with the rights of its owner {row.owner!r}, and "
         "not of the tenant."
     )
     line = revoke
