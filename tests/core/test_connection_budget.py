@@ -595,7 +595,7 @@ def collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("collector")
 @pytest.mark.filterwarnings("ignore:The garbage collector")
-async def test_D5_the_collector_may_run_in_the_middle_of_a_hand_over(
+async def test_the_collector_may_run_in_the_middle_of_a_hand_over(
     pools: Pools, real: RealConnections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = pools.ceiling(4)
@@ -630,7 +630,7 @@ async def test_D5_the_collector_may_run_in_the_middle_of_a_hand_over(
 
 @pytest.mark.usefixtures("collector")
 @pytest.mark.filterwarnings("ignore:The garbage collector")
-async def test_D5_what_is_collected_in_another_thread_wakes_whoever_waits(pools: Pools) -> None:
+async def test_what_is_collected_in_another_thread_wakes_whoever_waits(pools: Pools) -> None:
     budget = pools.ceiling(2)
     engine = pools.engine("tenant", database_pool_timeout=600)
 
