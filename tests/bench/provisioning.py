@@ -28,7 +28,7 @@ import asyncpg
 from sqlalchemy import Column, ForeignKey, Identity, Integer, MetaData, Table, Text, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from support.databases import database_isolation
+from support.databases import KeptSecrets, database_isolation
 from support.postgres import opened
 from support.services.databases import fresh_database
 from support.services.postgres import Postgres
@@ -69,13 +69,14 @@ async def bare(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 @contextlib.asynccontextmanager
-async def schemas(database: PostgresDatabase) -> AsyncIterator[dict[str, Any]]:
+async def schemas(database: PostgresDatabase, count: int) -> AsyncIterator[dict[str, Any]]:
     """Open the three ways to a schema; each takes the number of the round."""
     metadata = ten_tables()
+    tenants = [make_tenant(f"tenant-{number}", isolation="schema") for number in range(count + 1)]
     script = creation_script(metadata, metadata.sorted_tables)
     engine = create_async_engine(database.control_url)
-    # A connection each: a server process hears what the others have changed in the catalogue when it
-    # is asked for something, and one that is asked twice in a round has less to hear.
+    # A connection each: a server process hears what the others have changed in the catalogue when
+    # it is asked for something, and one that is asked twice in a round has less to hear.
     async with (
         opened(database, metadata=metadata) as isolation,
         bare(database.control_url) as raw,
@@ -83,7 +84,7 @@ async def schemas(database: PostgresDatabase) -> AsyncIterator[dict[str, Any]]:
     ):
 
         async def by_strategy(number: int) -> None:
-            await isolation.provision(make_tenant(f"tenant-{number}", isolation="schema"))
+            await isolation.provision(tenants[number])
 
         async def by_script(number: int) -> None:
             await raw.execute(
@@ -112,10 +113,14 @@ async def schemas(database: PostgresDatabase) -> AsyncIterator[dict[str, Any]]:
 
 
 @contextlib.asynccontextmanager
-async def databases(database: PostgresDatabase) -> AsyncIterator[dict[str, Any]]:
-    """Open the two ways to a database."""
+async def databases(database: PostgresDatabase, count: int) -> AsyncIterator[dict[str, Any]]:
+    """Open the two ways to a database, of tenants that are recorded already."""
+    secrets = KeptSecrets()
+    tenants = [make_tenant(f"tenant-{number}", isolation="database") for number in range(count + 1)]
+    for tenant in tenants:
+        await secrets.record(tenant.id)
     async with (
-        database_isolation(database, ten_tables()) as isolation,
+        database_isolation(database, ten_tables(), secrets=secrets) as isolation,
         bare(database.control_url) as raw,
     ):
         await isolation.provision(make_tenant("first", isolation="database"))
@@ -126,7 +131,7 @@ async def databases(database: PostgresDatabase) -> AsyncIterator[dict[str, Any]]
         )
 
         async def by_strategy(number: int) -> None:
-            await isolation.provision(make_tenant(f"tenant-{number}", isolation="database"))
+            await isolation.provision(tenants[number])
 
         async def by_statement(number: int) -> None:
             await raw.execute(f"CREATE DATABASE bare_{number} TEMPLATE {template} STRATEGY wal_log")
@@ -172,7 +177,7 @@ async def measure(options: Any) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     with Postgres(config={"max_locks_per_transaction": 256}) as server:
         with fresh_database(server) as place:
-            async with schemas(place) as ways:
+            async with schemas(place, options.schemas) as ways:
                 taken = await rounds(ways, options.schemas, "schema")
         ours = taken["strategy"]
         figures["schema_ms"] = sum(ours) / len(ours) * 1000
@@ -180,7 +185,7 @@ async def measure(options: Any) -> dict[str, Any]:
         figures["schema to script without rights"] = ratio_of(ours, taken["script without rights"])
         figures["schema to create_all"] = ratio_of(ours, taken["create_all"])
         with fresh_database(server, createrole=True, createdb=True) as place:
-            async with databases(place) as ways:
+            async with databases(place, options.databases) as ways:
                 taken = await rounds(ways, options.databases, "database")
         ours = taken["strategy"]
         figures["database_ms"] = sum(ours) / len(ours) * 1000

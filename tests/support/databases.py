@@ -41,12 +41,14 @@ class KeptSecrets(TenantSecrets):
     async def keep(self, tenant_id: UUID, name: str, value: Any, *, expected: Any) -> None:
         """Make a record and a data key on the way."""
         if await self._store.get_secret(tenant_id, DATA_KEY) is None:
-            async with self._store.transaction() as transaction:
-                await transaction.create(make_tenant(tenant_id.hex, id=tenant_id))
-                await transaction.put_secret(
-                    tenant_id, DATA_KEY, self._keeper.new_data_key(tenant_id)
-                )
+            await self.record(tenant_id)
         await super().keep(tenant_id, name, value, expected=expected)
+
+    async def record(self, tenant_id: UUID) -> None:
+        """Do what the control plane does before a tenant's place is made."""
+        async with self._store.transaction() as transaction:
+            await transaction.create(make_tenant(tenant_id.hex, id=tenant_id))
+            await transaction.put_secret(tenant_id, DATA_KEY, self._keeper.new_data_key(tenant_id))
 
 
 def template_url(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import anyio
 import asyncpg
 from sqlalchemy.exc import DBAPIError
 
@@ -20,15 +21,20 @@ from tenancy_postgres.marks import mark_of
 from tenancy_postgres.quoting import quote_identifier, quote_literal
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from sqlalchemy import Connection, MetaData
 
     from tenancy_core.config import TenancyConfig
     from tenancy_core.tenant import Tenant
     from tenancy_postgres.database.credentials import Credentials
-    from tenancy_postgres.database.server import Server
+    from tenancy_postgres.database.server import Server, Work
     from tenancy_postgres.settings import PostgresSettings
 
 __all__ = ["TenantDatabases"]
+
+_A = TypeVar("_A")
+_B = TypeVar("_B")
 
 _STATE: Final = """
     SELECT d.oid IS NOT NULL AS is_there,
@@ -58,6 +64,7 @@ _GROUP: Final = (
     "SELECT pg_catalog.shobj_description(oid, 'pg_authid') AS mark FROM pg_roles WHERE rolname = $1"
 )
 _GROUP_MARK: Final = "tenancy tenants"
+_THERE: Final = (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError)
 _MOST: Final = 63
 """Bytes of a name that PostgreSQL keeps."""
 _DIGITS: Final = 16
@@ -117,16 +124,14 @@ class TenantDatabases:
             await self._prepare_group()
             await self._template.prepare()
             async with self._server.locked(_key(tenant)) as work:
-                is_new = await self._make_role(work.driver, tenant)
-                try:
-                    has_made = await self._make_database(work.driver, tenant)
-                except IdentifierCollision:
-                    if is_new:
-                        await self._drop_role(work.driver, tenant)
-                    raise
+                # The store is asked for the login, and keeps a new one, while the server copies.
+                has_made, verifier = await _both(
+                    self._make_database(work.driver, tenant), self._verifier(tenant)
+                )
                 if has_made:
-                    await work.end(self._opening(tenant))
+                    await self._open(work, tenant, verifier)
                 else:
+                    await self._make_role(work.driver, tenant, verifier)
                     await work.driver.execute(self._opening(tenant))
                     await self._complete(tenant)
         except (asyncpg.InsufficientPrivilegeError, DBAPIError) as error:
@@ -148,7 +153,7 @@ class TenantDatabases:
                         f"CREATE ROLE {name} NOLOGIN;"
                         f"COMMENT ON ROLE {name} IS {quote_literal(_GROUP_MARK)}"
                     )
-                except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
+                except _THERE:
                     found = await driver.fetchrow(_GROUP, self._group)
             if found is not None and found["mark"] != _GROUP_MARK:
                 raise ConfigurationError(
@@ -158,27 +163,56 @@ class TenantDatabases:
                 )
         self._has_group = True
 
-    async def _make_role(self, driver: asyncpg.Connection[Any], tenant: Tenant) -> bool:
-        """Make the tenant's role, or give it the password that is kept; whether it is new."""
+    async def _verifier(self, tenant: Tenant) -> str | None:
+        """Return what the server is told of the password that is kept; None without logins."""
         if self._credentials is None:
-            return False
-        name = quote_identifier(tenant.placement.name)
+            return None
         login = await self._credentials.get(tenant.id)
         if login is None:
             login = await self._credentials.keep(tenant.id, Login.new(), instead_of=None)
-        verifier = quote_literal(scram_verifier(login.password))
+        return scram_verifier(login.password)
+
+    async def _open(self, work: Work, tenant: Tenant, verifier: str | None) -> None:
+        """Let the tenant, with a new role, into a database that was just made: in one message.
+
+        Raises:
+            IdentifierCollision: There is a role of its name; the database is removed again.
+        """
+        if verifier is None:
+            await work.end(self._opening(tenant))
+            return
         try:
-            # The role that makes databases is a member, so that it may end the tenant's sessions.
-            await driver.execute(
-                f"CREATE ROLE {name} LOGIN PASSWORD {verifier}"
-                f" IN ROLE {quote_identifier(self._group)} ROLE CURRENT_USER;"
-                f"COMMENT ON ROLE {name} IS {quote_literal(mark_of(tenant))}"
-            )
-        except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
+            await work.end(f"{self._role_creation(tenant, verifier)};{self._opening(tenant)}")
+        except _THERE:
+            driver = work.driver
+            await driver.execute("ROLLBACK")
+            try:
+                self._require_own(await _state(driver, tenant), tenant)
+            except IdentifierCollision:
+                await self._drop(driver, tenant)
+                raise
+            await work.end(f"{_role_change(tenant, verifier)};{self._opening(tenant)}")
+
+    async def _make_role(
+        self, driver: asyncpg.Connection[Any], tenant: Tenant, verifier: str | None
+    ) -> None:
+        """Make the tenant's role, or give it the password that is kept."""
+        if verifier is None:
+            return
+        try:
+            await driver.execute(self._role_creation(tenant, verifier))
+        except _THERE:
             self._require_own(await _state(driver, tenant), tenant)
-            await driver.execute(f"ALTER ROLE {name} LOGIN PASSWORD {verifier}")
-            return False
-        return True
+            await driver.execute(_role_change(tenant, verifier))
+
+    def _role_creation(self, tenant: Tenant, verifier: str) -> str:
+        name = quote_identifier(tenant.placement.name)
+        # The role that makes databases is a member, so that it may end the tenant's sessions.
+        return (
+            f"CREATE ROLE {name} LOGIN PASSWORD {quote_literal(verifier)}"
+            f" IN ROLE {quote_identifier(self._group)} ROLE CURRENT_USER;"
+            f"COMMENT ON ROLE {name} IS {quote_literal(mark_of(tenant))}"
+        )
 
     async def _make_database(self, driver: asyncpg.Connection[Any], tenant: Tenant) -> bool:
         """Make the tenant's database; whether it is new."""
@@ -382,6 +416,37 @@ class TenantDatabases:
             f"tenant's database: it needs CREATEDB{' and' + more if more else ''}, and has to own "
             f"what it completes. Run, as a superuser: ALTER ROLE {role} CREATEDB{more}."
         )
+
+
+async def _both(making: Awaitable[_A], asking: Awaitable[_B]) -> tuple[_A, _B]:
+    """Await two at once, and the end of both also where one fails.
+
+    What is being made is not broken off in the middle, as long as nobody cancels this.
+    """
+    asked: list[_B] = []
+    made: list[_A] = []
+    failures: list[Exception] = []
+
+    async def ask() -> None:
+        try:
+            asked.append(await asking)
+        except Exception as error:  # noqa: BLE001 - raised below
+            failures.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        try:
+            made.append(await making)
+        except Exception as error:  # noqa: BLE001 - raised below
+            failures.insert(0, error)
+    if failures:
+        raise failures[0]
+    return made[0], asked[0]
+
+
+def _role_change(tenant: Tenant, verifier: str) -> str:
+    name = quote_identifier(tenant.placement.name)
+    return f"ALTER ROLE {name} LOGIN PASSWORD {quote_literal(verifier)}"
 
 
 def group_of(admin: str) -> str:
