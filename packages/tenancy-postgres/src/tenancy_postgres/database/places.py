@@ -207,10 +207,9 @@ class TenantDatabases:
 
     def _role_creation(self, tenant: Tenant, verifier: str) -> str:
         name = quote_identifier(tenant.placement.name)
-        # The role that makes databases is a member, so that it may end the tenant's sessions.
         return (
             f"CREATE ROLE {name} LOGIN PASSWORD {quote_literal(verifier)}"
-            f" IN ROLE {quote_identifier(self._group)} ROLE CURRENT_USER;"
+            f" IN ROLE {quote_identifier(self._group)};"
             f"COMMENT ON ROLE {name} IS {quote_literal(mark_of(tenant))}"
         )
 
@@ -313,6 +312,10 @@ class TenantDatabases:
                     await require_removable(driver, tenant.placement.name)
                     # Nobody comes back while it is being removed.
                     await driver.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+                if state["has_role"] and self._credentials is not None:
+                    # Only members may end its sessions. Not from the beginning: each role that one
+                    # is a member of makes the next one dearer to make.
+                    await driver.execute(f"GRANT {name} TO CURRENT_USER")
                 await self._drop(driver, tenant)
             if state["has_role"] and self._credentials is not None:
                 await self._drop_role(driver, tenant)
