@@ -40,9 +40,10 @@ OURS = """
     SELECT count(*) FROM pg_catalog.pg_stat_activity AS a
      WHERE a.usename = $1 OR EXISTS (
            SELECT FROM pg_catalog.pg_auth_members AS m
-            WHERE m.roleid = a.usesysid AND pg_catalog.pg_get_userbyid(m.member) = $1)
+            WHERE m.member = a.usesysid
+              AND pg_catalog.pg_get_userbyid(m.roleid) = $1 || '_tenants')
 """
-"""Connections of the role that makes databases, and of tenants' roles, of which it is a member."""
+"""Connections of the role that makes databases, and of tenants' roles."""
 
 
 @asynccontextmanager

@@ -70,8 +70,8 @@ async def left_over(database: PostgresDatabase) -> list[str]:
         "SELECT datname FROM pg_database WHERE datname LIKE 'tenant\\_%'"
         " AND pg_catalog.pg_get_userbyid(datdba) = $1"
         " UNION ALL SELECT DISTINCT r.rolname"
-        " FROM pg_roles r JOIN pg_auth_members m ON m.roleid = r.oid"
-        " WHERE r.rolname LIKE 'tenant\\_%' AND pg_catalog.pg_get_userbyid(m.member) = $1",
+        " FROM pg_roles r JOIN pg_auth_members m ON m.member = r.oid WHERE"
+        " r.rolname LIKE 'tenant\\_%' AND pg_catalog.pg_get_userbyid(m.roleid) = $1 || '_tenants'",
         database.control,
     )
     return sorted(row[0] for row in rows)

@@ -26,7 +26,8 @@ _ROLES = """
       FROM pg_catalog.pg_roles AS r
      WHERE rolname = $1 || '_tenants'
         OR EXISTS (SELECT FROM pg_catalog.pg_auth_members AS m
-                    WHERE m.roleid = r.oid AND pg_catalog.pg_get_userbyid(m.member) = $1)
+                    WHERE m.member = r.oid AND r.rolname <> $1
+                      AND pg_catalog.pg_get_userbyid(m.roleid) = $1 || '_tenants')
 """
 _MEMBERS = """
     SELECT DISTINCT m.roleid::regrole::text, m.member::regrole::text, m.admin_option
