@@ -184,12 +184,13 @@ async def measure(options: Any) -> dict[str, Any]:
         figures["schema to script"] = ratio_of(ours, taken["script"])
         figures["schema to script without rights"] = ratio_of(ours, taken["script without rights"])
         figures["schema to create_all"] = ratio_of(ours, taken["create_all"])
-        with fresh_database(server, createrole=True, createdb=True) as place:
-            async with databases(place, options.databases) as ways:
-                taken = await rounds(ways, options.databases, "database")
-        ours = taken["strategy"]
-        figures["database_ms"] = sum(ours) / len(ours) * 1000
-        figures["database to statement"] = ratio_of(ours, taken["statement"])
+    # Another server: what the first one forgets of a thousand schemas it has to look through still.
+    with Postgres() as server, fresh_database(server, createrole=True, createdb=True) as place:
+        async with databases(place, options.databases) as ways:
+            taken = await rounds(ways, options.databases, "database")
+    ours = taken["strategy"]
+    figures["database_ms"] = sum(ours) / len(ours) * 1000
+    figures["database to statement"] = ratio_of(ours, taken["statement"])
     return figures
 
 
