@@ -261,6 +261,60 @@ async def test_a_tenant_store_that_everybody_may_read_is_found(
     assert await found(tenancy, "control-role") == []
 
 
+@pytest.mark.parametrize(
+    "right",
+    [
+        "SELECT ON tenancy.tenancy_keys",
+        "SELECT (name) ON tenancy.tenancy_secrets",
+        "INSERT ON tenancy.tenancy_audit",
+        "UPDATE (value) ON tenancy.tenancy_counters",
+        "DELETE ON tenancy.tenancy_tenants",
+        "TRUNCATE ON tenancy.tenancy_secrets",
+        "TRIGGER ON tenancy.tenancy_changes",
+        "REFERENCES (id) ON tenancy.tenancy_tenants",
+        "SELECT ON tenancy.overview",
+        "SELECT (identifier) ON tenancy.kept",
+        "UPDATE ON SEQUENCE tenancy.numbers",
+        "USAGE ON SEQUENCE tenancy.numbers",
+    ],
+)
+async def test_every_right_on_whatever_the_tenant_store_holds_is_found(
+    tenancy: Tenancy, postgres_database: PostgresDatabase, right: str
+) -> None:
+    """Its keys, secrets and changes are as good as its tenants; so is what somebody put beside."""
+    database = postgres_database
+    async with database.connection(database.control) as control:
+        for line in (
+            "CREATE VIEW tenancy.overview AS SELECT identifier FROM tenancy.tenancy_tenants",
+            "CREATE MATERIALIZED VIEW tenancy.kept AS SELECT * FROM tenancy.overview",
+            "CREATE SEQUENCE tenancy.numbers",
+        ):
+            await control.execute(line)
+    for grantee, words, mender in (
+        (database.app, "reaches the tenant store", None),
+        ("PUBLIC", "PUBLIC has rights on it", database.control),
+    ):
+        await database.admin(f"GRANT USAGE ON SCHEMA tenancy TO {grantee}")
+        assert await found(tenancy, "control-role") == []
+        await database.admin(f"GRANT {right} TO {grantee}")
+        finding = await the_one(tenancy, "control-role", ERROR, words)
+        await mend(database, finding, role=mender)
+        assert await found(tenancy, "control-role") == []
+
+
+async def test_a_schema_of_that_name_that_holds_no_tenant_store_is_no_finding(
+    postgres_database: PostgresDatabase, database_url: str
+) -> None:
+    database = postgres_database
+    async with database.connection(database.owner) as owner:
+        await owner.execute("CREATE SCHEMA tenancy; CREATE TABLE tenancy.contracts (id int)")
+        await owner.execute(f"GRANT USAGE ON SCHEMA tenancy TO {database.app}")
+        await owner.execute(f"GRANT SELECT ON tenancy.contracts TO {database.app}")
+    async with shop(database, control_database_url=database_url) as tenancy:
+        assert await found(tenancy, "control-role") == []
+        assert await found(tenancy, "role") == []
+
+
 async def test_a_tenant_store_elsewhere_has_no_finding(
     postgres_database: PostgresDatabase, database_url: str
 ) -> None:

@@ -71,6 +71,29 @@ async def test_L2_policies_that_were_changed_are_found(
     assert await found(tenancy, "policies") == []
 
 
+async def test_L2_a_right_of_a_role_that_sessions_can_take_is_found(
+    tenancy: Tenancy, postgres_database: PostgresDatabase
+) -> None:
+    """It is not the sessions' own, until they take that role."""
+    database = postgres_database
+    taken = f"{database.name}_taken"
+    await database.admin(
+        f"CREATE ROLE {taken} NOLOGIN",
+        f"ALTER ROLE {database.app} NOINHERIT",
+        f"GRANT TRUNCATE, REFERENCES (text) ON notes TO {taken}",
+    )
+    try:
+        assert await found(tenancy, "policies") == []
+        await database.admin(f"GRANT {taken} TO {database.app}")
+        finding = await the_one(
+            tenancy, "policies", ERROR, f"TRUNCATE, REFERENCES, or can take '{taken}' with it"
+        )
+        await mend(database, finding, role=database.owner)
+        assert await found(tenancy, "policies") == []
+    finally:
+        await database.admin(f"DROP OWNED BY {taken}; DROP ROLE {taken}")
+
+
 async def test_L2_a_table_that_nobody_declared_is_found(
     tenancy: Tenancy, postgres_database: PostgresDatabase
 ) -> None:
@@ -91,6 +114,19 @@ async def test_L8_a_rule_that_runs_as_a_superuser_is_found(
     await as_owner(
         postgres_database, "CREATE RULE quietly AS ON DELETE TO lines DO ALSO DELETE FROM notes"
     )
+    finding = await the_one(tenancy, "policies", ERROR, "lines: the rule quietly runs as")
+    await mend(postgres_database, finding, role=postgres_database.owner)
+    assert await found(tenancy, "policies") == []
+
+
+async def test_L8_a_rule_that_runs_as_somebody_whom_a_policy_lets_in_is_found(
+    tenancy: Tenancy, postgres_database: PostgresDatabase
+) -> None:
+    await as_owner(
+        postgres_database, "CREATE RULE quietly AS ON DELETE TO lines DO ALSO DELETE FROM notes"
+    )
+    assert await found(tenancy, "policies") == []
+    await as_owner(postgres_database, "CREATE POLICY all_of_it ON notes TO {owner} USING (true)")
     finding = await the_one(tenancy, "policies", ERROR, "lines: the rule quietly runs as")
     await mend(postgres_database, finding, role=postgres_database.owner)
     assert await found(tenancy, "policies") == []

@@ -167,6 +167,26 @@ async def test_L1_whoever_can_read_the_tenant_store(database: PostgresDatabase) 
         assert f"a member of '{database.control}', which has rights on the tenant store" in found
 
 
+@pytest.mark.parametrize(
+    "right",
+    [
+        "SELECT (value) ON tenancy.tenancy_keys",
+        "TRUNCATE ON tenancy.tenancy_secrets",
+        "TRIGGER ON tenancy.tenancy_audit",
+    ],
+)
+async def test_L1_whoever_has_any_right_on_the_tenant_store(
+    database: PostgresDatabase, right: str
+) -> None:
+    async with store_on(database.control_url):
+        pass
+    await database.admin(f"GRANT USAGE ON SCHEMA tenancy TO {database.app}")
+    async with rls(database):
+        pass
+    await database.admin(f"GRANT {right} TO {database.app}")
+    assert "it has rights on the tenant store" in await refusal(database)
+
+
 @pytest.mark.parametrize("change", ["ALTER ROLE {app} BYPASSRLS", "GRANT {owner} TO {app}"])
 async def test_L1_a_role_that_changes_while_it_is_open_gets_no_more_tenants(
     database: PostgresDatabase, change: str

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import text
 
 from tenancy_core.contract import Finding, Severity
-from tenancy_core.sql.tables import NAMESPACE, tenants
+from tenancy_core.sql.tables import NAMESPACE
 from tenancy_postgres.checks.store import store_connection
 from tenancy_postgres.checks.whose import logins_of, roles_of
 from tenancy_postgres.checks.words import listed, to_run
 from tenancy_postgres.quoting import quote_identifier
 from tenancy_postgres.rls.roles import ADMIN_OPTION
+from tenancy_postgres.rls.store_rights import STORE, STORE_NAMES, uses_store
 from tenancy_postgres.server import facts_of
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ _SUPERUSER: Final = "a superuser"
 
 # In the store's database. Every membership counts, inherited or not: SET ROLE makes use of it.
 _READERS: Final = text(
-    """
-    WITH RECURSIVE reach AS (
+    f"""
+    WITH RECURSIVE {STORE}, reach AS (
       SELECT oid, rolname AS root, CAST(NULL AS name) AS first, CAST(NULL AS name) AS grantor
         FROM pg_catalog.pg_roles
        WHERE rolname = ANY (CAST(:roles AS text[])) AND NOT rolsuper
@@ -46,33 +47,17 @@ _READERS: Final = text(
      WHERE NOT r.rolsuper
        AND (
          r.rolname = current_user
-         OR EXISTS (
-              SELECT FROM pg_catalog.pg_class AS c
-                JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-               WHERE n.nspname = CAST(:namespace AS text) AND c.relname = CAST(:store AS text)
-                 AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')
-                 AND pg_catalog.has_any_column_privilege(r.oid, c.oid, 'SELECT, INSERT, UPDATE')
-            )
+         OR {uses_store("r.oid")}
        )
      ORDER BY reach.root, r.rolname, reach.first
-    """
+    """  # noqa: S608 - constants
 )
-_PUBLIC_READS: Final = text(
-    """
-    SELECT EXISTS (
-      SELECT FROM pg_catalog.pg_class AS c
-        JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-       WHERE n.nspname = CAST(:namespace AS text) AND c.relname = CAST(:store AS text)
-         AND pg_catalog.has_schema_privilege('public', n.oid, 'USAGE')
-         AND pg_catalog.has_any_column_privilege('public', c.oid, 'SELECT, INSERT, UPDATE')
-    )
-    """
-)
+_PUBLIC: Final = "'public'"
+_PUBLIC_READS: Final = text(f"WITH {STORE} SELECT {uses_store(_PUBLIC)}")
 
 
 async def control_role(tenancy: Any, strategies: Strategies) -> AsyncIterator[Finding]:  # noqa: ANN401 - as Check says
     """Yield how the role of sessions gets at the tenant store."""
-    wanted = {"namespace": NAMESPACE, "store": tenants.name}
     found: dict[str, frozenset[str]] = {}
     for isolation in strategies.shared:
         roles, _ = await roles_of(isolation)
@@ -92,8 +77,8 @@ async def control_role(tenancy: Any, strategies: Strategies) -> AsyncIterator[Fi
         roles = found.get(_server_of(store.place), frozenset())
         if strategies.database:
             roles |= {*await logins_of(connection)}
-        rows = (await connection.execute(_READERS, {**wanted, "roles": sorted(roles)})).all()
-        anybody = (await connection.execute(_PUBLIC_READS, wanted)).scalar_one()
+        rows = (await connection.execute(_READERS, {**STORE_NAMES, "roles": sorted(roles)})).all()
+        anybody = (await connection.execute(_PUBLIC_READS, STORE_NAMES)).scalar_one()
     if anybody:
         yield Finding(
             _NAME,
@@ -152,5 +137,6 @@ def _revokes(grantee: str) -> Sequence[str]:
     schema = quote_identifier(NAMESPACE)
     return [
         f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {grantee}",
+        f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA {schema} FROM {grantee}",
         f"REVOKE ALL ON SCHEMA {schema} FROM {grantee}",
     ]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from tenancy_core.contract import Finding, Severity
 from tenancy_core.sql.scoped import TENANT_COLUMN, scope_column
 from tenancy_postgres.checks.words import listed, to_run
-from tenancy_postgres.quoting import quote_identifier
 from tenancy_postgres.rls.keys import loose_keys_of
+from tenancy_postgres.rls.policies import FLOOR
 from tenancy_postgres.rls.strangers import strangers_of
 
 if TYPE_CHECKING:
@@ -51,15 +51,10 @@ async def policies(_tenancy: Any, strategies: Strategies) -> AsyncIterator[Findi
             yield Finding(
                 "postgres.policies",
                 Severity.ERROR,
-                f"The role {role!r} has rights on tables with a column {TENANT_COLUMN!r} that have "
-                f"no row-level security and are not in metadata=: {listed(strangers)}.",
-                to_run(
-                    _OWNER,
-                    (
-                        f"REVOKE ALL ON {one} FROM PUBLIC, {quote_identifier(role)}"
-                        for one in strangers
-                    ),
-                ),
+                f"The role {role!r}, or one that it can take, has rights on tables with a column "
+                f"{TENANT_COLUMN!r} that have no row-level security, or a policy without {FLOOR}, "
+                f"and are not in metadata=: {listed(one.name for one in strangers)}.",
+                to_run(_OWNER, (one.remedy for one in strangers)),
             )
 
 

@@ -11,6 +11,7 @@ from tenancy_core.sql.scoped import scope_column
 from tenancy_postgres.checks.places import PLACES
 from tenancy_postgres.checks.words import listed, to_run
 from tenancy_postgres.marks import MARK
+from tenancy_postgres.rls.reachable import REACHABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,21 +26,6 @@ _NAME: Final = "postgres.views"
 
 _INVOKER: Final = 150_000
 """From this version on a view can read with the rights of whoever reads it."""
-
-# Every membership counts, inherited or not: SET ROLE makes use of it. Of superusers, for whom there
-# are no rights, ``postgres.role`` tells.
-_REACHABLE: Final = """
-    reachable AS (
-      SELECT oid FROM pg_catalog.pg_roles
-       WHERE rolname = ANY (CAST(:roles AS text[])) AND NOT rolsuper
-      UNION
-      SELECT o.oid
-        FROM reachable AS r
-        JOIN pg_catalog.pg_auth_members AS m ON m.member = r.oid
-        JOIN pg_catalog.pg_roles AS o ON o.oid = m.roleid AND NOT o.rolsuper
-    )
-"""
-"""The roles that sessions have, or can take."""
 
 # What a rule does besides is a flaw of its table.
 _READS: Final = """
@@ -64,7 +50,7 @@ _READS: Final = """
 # A view over a view reads what that one reads, unless that one asks who reads.
 _VIEWS: Final = text(
     f"""
-    WITH RECURSIVE {_REACHABLE}, {_READS}, reached AS (
+    WITH RECURSIVE {REACHABLE}, {_READS}, reached AS (
       SELECT view, relation FROM reads
        WHERE relation = ANY (CAST(CAST(:scoped AS bigint[]) AS oid[]))
       UNION

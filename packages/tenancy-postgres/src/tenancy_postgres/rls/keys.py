@@ -12,6 +12,8 @@ from sqlalchemy import UniqueConstraint, text
 
 from tenancy_core.sql.scoped import is_global
 from tenancy_postgres.quoting import quote_identifier
+from tenancy_postgres.rls.reachable import REACHABLE
+from tenancy_postgres.rls.referring import referring_keys_of
 from tenancy_postgres.rls.remaking import remade_foreign_key, remade_index
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class OpenKey(NamedTuple):
 
 
 _SCOPED: Final = """
-    WITH scoped AS (
+    scoped AS (
       SELECT s.oid::oid AS oid, a.attnum
         FROM unnest(CAST(:relations AS bigint[]), CAST(:columns AS text[])) AS s (oid, name)
         JOIN pg_catalog.pg_attribute AS a
@@ -44,8 +46,8 @@ _SCOPED: Final = """
     )
 """
 _UNIQUE: Final = text(
-    _SCOPED  # noqa: S608 - two constants
-    + """
+    f"""
+    WITH {_SCOPED}
     SELECT i.indrelid::bigint AS relation, c.relname::text AS name,
            i.indisexclusion AS is_exclusion,
            pg_catalog.format('%I.%I', n.nspname, t.relname) AS holder,
@@ -70,12 +72,12 @@ _UNIQUE: Final = text(
      ) AS keys
      WHERE (i.indisunique OR i.indisexclusion) AND s.attnum <> ALL (keys.numbers)
      ORDER BY 1, 2
-    """
+    """  # noqa: S608 - constants
 )
 # A key of a partition repeats that of its table.
 _FOREIGN: Final = text(
-    _SCOPED  # noqa: S608 - two constants
-    + """
+    f"""
+    WITH RECURSIVE {REACHABLE}, {_SCOPED}
     SELECT k.conrelid::bigint AS relation, k.conname::text AS name,
            pg_catalog.format('%I.%I', n.nspname, r.relname) AS target,
            pg_catalog.format('%I.%I', own.nspname, t.relname) AS holder,
@@ -84,16 +86,8 @@ _FOREIGN: Final = text(
            ARRAY(
              SELECT pair.number FROM unnest(k.conkey, k.confkey) AS pair (number, referred)
               WHERE pair.number = s.attnum AND pair.referred = other.attnum
-           ) <> '{}' AS holds_tenant,
-           ARRAY(
-             SELECT done.word
-               FROM (VALUES ('DELETE', k.confdeltype), ('UPDATE', k.confupdtype))
-                    AS done (word, how)
-              WHERE done.how IN ('c', 'n', 'd')
-                AND (pg_catalog.has_table_privilege(CAST(:role AS text), r.oid, done.word)
-                     OR (done.word = 'UPDATE' AND pg_catalog.has_any_column_privilege(
-                           CAST(:role AS text), r.oid, done.word)))
-           ) AS follows
+           ) <> '{{}}' AS holds_tenant,
+           given.followed, given.roles
       FROM scoped AS s
       JOIN pg_catalog.pg_constraint AS k
         ON k.conrelid = s.oid AND k.contype = 'f' AND k.conparentid = 0
@@ -106,12 +100,22 @@ _FOREIGN: Final = text(
         SELECT pg_catalog.format('%I', a.attname) AS name FROM pg_catalog.pg_attribute AS a
          WHERE a.attrelid = other.oid AND a.attnum = other.attnum
       ) AS there ON true
+     CROSS JOIN LATERAL (
+       SELECT pg_catalog.array_agg(DISTINCT done.word) AS followed,
+              pg_catalog.array_agg(DISTINCT o.rolname::text) AS roles
+         FROM (VALUES ('DELETE', k.confdeltype), ('UPDATE', k.confupdtype)) AS done (word, how)
+        CROSS JOIN reachable JOIN pg_catalog.pg_roles AS o ON o.oid = reachable.oid
+        WHERE done.how IN ('c', 'n', 'd') AND other.oid IS NULL
+          AND (pg_catalog.has_table_privilege(o.oid, r.oid, done.word)
+               OR (done.word = 'UPDATE' AND pg_catalog.has_any_column_privilege(
+                     o.oid, r.oid, done.word)))
+     ) AS given
      ORDER BY 1, 2
-    """
+    """  # noqa: S608 - constants
 )
 _LOOSE: Final = text(
-    _SCOPED  # noqa: S608 - two constants
-    + """
+    f"""
+    WITH {_SCOPED}
     SELECT i.indrelid::bigint AS relation, c.relname::text AS name, i.indisprimary AS is_primary,
            false AS is_exclusion,
            pg_catalog.format('%I.%I', n.nspname, t.relname) AS holder,
@@ -141,7 +145,7 @@ _LOOSE: Final = text(
          AND s.attnum <> ALL ((CAST(i.indkey AS smallint[]))[0:i.indnkeyatts - 1])
        )
      ORDER BY 1, 2
-    """
+    """  # noqa: S608 - constants
 )
 
 
@@ -170,9 +174,11 @@ async def open_keys_of(
                 remade_index(row, scoped[row.relation][1]),
             )
             found.setdefault(row.relation, []).append(key)
-    for row in await connection.execute(_FOREIGN, {**wanted, "role": role}):
-        for key in _reaching(row, scoped[row.relation][1], role):
+    for row in await connection.execute(_FOREIGN, {**wanted, "roles": [role]}):
+        for key in _reaching(row, scoped[row.relation][1]):
             found.setdefault(row.relation, []).append(key)
+    for other in await referring_keys_of(connection, wanted, role):
+        found.setdefault(other.relation, []).append(OpenKey(other.sentence, other.remedies))
     return found
 
 
@@ -224,18 +230,19 @@ def _columns(item: Any) -> Sequence[str]:  # noqa: ANN401 - of several kinds
     return sorted(column.name for column in item.columns)
 
 
-def _reaching(row: Row[Any], column: str, role: str) -> Iterator[OpenKey]:
+def _reaching(row: Row[Any], column: str) -> Iterator[OpenKey]:
     if row.is_scoped and not row.holds_tenant:
         yield OpenKey(
             f"the foreign key {row.name} to {row.target} does not hold the tenant on both sides, "
             "so what one tenant deletes could take another's rows along",
             remade_foreign_key(row, column),
         )
-    if not row.is_scoped and row.follows:
-        rights = ", ".join(row.follows)
+    if row.followed:
+        names = " and ".join(map(repr, row.roles))
+        grantees = ", ".join(["PUBLIC", *map(quote_identifier, row.roles)])
         yield OpenKey(
             f"the foreign key {row.name} follows what is done to {row.target}, where the role "
-            f"{role!r} has the right {' and '.join(row.follows)}: one tenant could change what "
+            f"{names} has the right {' and '.join(row.followed)}: one tenant could change what "
             "others have",
-            [f"REVOKE {rights} ON {row.target} FROM PUBLIC, {quote_identifier(role)}"],
+            [f"REVOKE {', '.join(row.followed)} ON {row.target} FROM {grantees}"],
         )

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from sqlalchemy import text
 
-from tenancy_core.sql.tables import NAMESPACE, tenants
 from tenancy_postgres.quoting import quote_identifier, quote_setting
+from tenancy_postgres.rls.store_rights import STORE, STORE_NAMES, uses_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -38,8 +38,8 @@ class Danger(NamedTuple):
 
 # Every membership counts, inherited or not: SET ROLE makes use of it, and ADMIN can change it.
 _REACH: Final = text(
-    """
-    WITH RECURSIVE reach AS (
+    f"""
+    WITH RECURSIVE {STORE}, reach AS (
       SELECT oid, rolname AS root, CAST(NULL AS name) AS first, CAST(NULL AS name) AS grantor
         FROM pg_catalog.pg_roles WHERE rolname = ANY (CAST(:roles AS text[]))
       UNION
@@ -53,17 +53,11 @@ _REACH: Final = text(
            reach.grantor::text AS grantor, r.rolsuper AS superuser, r.rolbypassrls AS bypasses,
            r.rolcreaterole AS creates_roles, r.rolreplication AS replicates,
            d.datdba = r.oid AS owns_database,
-           EXISTS (
-             SELECT FROM pg_catalog.pg_class AS c
-               JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-              WHERE n.nspname = CAST(:namespace AS text) AND c.relname = CAST(:store AS text)
-                AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')
-                AND pg_catalog.has_any_column_privilege(r.oid, c.oid, 'SELECT, INSERT, UPDATE')
-           ) AS reads_store
+           {uses_store("r.oid")} AS reads_store
       FROM reach JOIN pg_catalog.pg_roles AS r ON r.oid = reach.oid
       JOIN pg_catalog.pg_database AS d ON d.datname = pg_catalog.current_database()
      ORDER BY r.rolname, reach.root, reach.first, reach.grantor
-    """
+    """  # noqa: S608 - constants
 )
 
 _PRESET: Final = text(
@@ -120,12 +114,7 @@ async def dangers_of(
         version: The server's, such as 170010.
         setting: The configuration's ``rls_setting``.
     """
-    wanted = {
-        "roles": sorted(roles),
-        "store": tenants.name,
-        "namespace": NAMESPACE,
-    }
-    found = await connection.execute(_REACH, wanted)
+    found = await connection.execute(_REACH, {**STORE_NAMES, "roles": sorted(roles)})
     dangers = [danger for row in found for danger in _dangers(row, roles, owners, version)]
     preset = await connection.execute(_PRESET, {"roles": sorted(roles), "setting": setting})
     dangers += [

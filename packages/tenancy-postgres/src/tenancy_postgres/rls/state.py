@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
 
+from tenancy_postgres.rls.held import has_floor, is_let_in
+from tenancy_postgres.rls.reachable import REACHABLE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -21,8 +24,8 @@ PUBLIC: Final = ""
 # A name without a schema is looked up as a statement would: in the search path of this role.
 # Partitions and other children come with their table, for they can be read by their own names.
 _TABLES: Final = text(
-    """
-    WITH RECURSIVE wanted AS (
+    f"""
+    WITH RECURSIVE {REACHABLE}, wanted AS (
       SELECT w.number, (
         SELECT c.oid
           FROM pg_catalog.pg_class AS c
@@ -54,32 +57,44 @@ _TABLES: Final = text(
            c.relrowsecurity AS enabled, c.relforcerowsecurity AS forced,
            pg_catalog.pg_get_userbyid(c.relowner)::text AS owner,
            pg_catalog.pg_get_userbyid(n.nspowner)::text AS schema_owner,
-           -- Such an owner is not held by FORCE, and rules run as the owner.
+           -- Rules run as the owner, and FORCE does not hold such a one; nor does it one whom a
+           -- policy lets in that nothing of ours is below.
            ARRAY(
              SELECT r.rulename::text
                FROM pg_catalog.pg_rewrite AS r
                JOIN pg_catalog.pg_roles AS o ON o.oid = c.relowner
               WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'
-                AND (o.rolsuper OR o.rolbypassrls)
+                AND (o.rolsuper OR o.rolbypassrls
+                     OR EXISTS (
+                          SELECT FROM family AS g
+                           WHERE {is_let_in("g.oid", "o.oid")}
+                             AND NOT {has_floor("g.oid", "o.oid")}
+                        ))
               ORDER BY 1
            ) AS rules,
-           ARRAY(
-             SELECT privilege FROM pg_catalog.unnest(CAST(:privileges AS text[])) AS privilege
-              WHERE (
-                  pg_catalog.has_table_privilege(CAST(:role AS text), c.oid, privilege)
-                  OR (
-                    privilege = 'REFERENCES'
-                    AND pg_catalog.has_any_column_privilege(CAST(:role AS text), c.oid, privilege)
-                  )
-                )
-                -- Whoever can become the owner has them all, and is another finding.
-                AND NOT pg_catalog.pg_has_role(CAST(:role AS text), c.relowner, 'MEMBER')
-           ) AS privileges
+           given.privileges, given.grantees
       FROM family AS f
       JOIN pg_catalog.pg_class AS c ON c.oid = f.oid
       JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+     CROSS JOIN LATERAL (
+       SELECT pg_catalog.array_agg(DISTINCT g.privilege_type) AS privileges,
+              pg_catalog.array_agg(DISTINCT coalesce(o.rolname::text, '')) AS grantees
+         FROM (
+           SELECT a.grantee, a.privilege_type FROM pg_catalog.aclexplode(c.relacl) AS a
+           UNION
+           SELECT a.grantee, a.privilege_type
+             FROM pg_catalog.pg_attribute AS t
+            CROSS JOIN LATERAL pg_catalog.aclexplode(t.attacl) AS a
+            WHERE t.attrelid = c.oid AND t.attacl IS NOT NULL
+         ) AS g
+         LEFT JOIN pg_catalog.pg_roles AS o ON o.oid = g.grantee
+        WHERE g.privilege_type = ANY (CAST(:privileges AS text[]))
+          AND (g.grantee = 0 OR g.grantee IN (SELECT oid FROM reachable))
+          -- Whoever can become the owner has them all, and is another finding.
+          AND NOT pg_catalog.pg_has_role(CAST(:role AS text), c.relowner, 'MEMBER')
+     ) AS given
      ORDER BY f.number, f.is_parent DESC, name
-    """
+    """  # noqa: S608 - constants
 )
 _POLICIES: Final = text(
     """
@@ -147,7 +162,8 @@ class TableState:
         owner: The role that can switch it off.
         schema_owner: The role that can drop it.
         rules: Those that run as an owner whom no policy holds.
-        privileges: Rights of the role that no policy restrains.
+        privileges: Rights of the role, and of those that it can take, that no policy restrains.
+        grantees: To whom they were given; :data:`PUBLIC` is everybody.
         policies: By name.
     """
 
@@ -161,6 +177,7 @@ class TableState:
     schema_owner: str
     rules: tuple[str, ...]
     privileges: tuple[str, ...]
+    grantees: frozenset[str]
     policies: dict[str, PolicyState] = field(default_factory=dict[str, PolicyState])
 
 
@@ -181,6 +198,7 @@ async def states_of(
         "schemas": [table.schema for table in tables],
         "names": [table.name for table in tables],
         "role": role,
+        "roles": [role],
         "privileges": list(_UNRESTRAINED),
     }
     found = (await connection.execute(_TABLES, wanted)).all()
@@ -209,7 +227,8 @@ async def states_of(
             owner=row.owner,
             schema_owner=row.schema_owner,
             rules=tuple(row.rules),
-            privileges=tuple(row.privileges),
+            privileges=tuple(one for one in _UNRESTRAINED if one in (row.privileges or ())),
+            grantees=frozenset(row.grantees or ()),
             policies=policies.get(row.oid, {}),
         )
         states[number].append(state)

@@ -17,6 +17,7 @@ from tenancy_postgres.making import (
 )
 from tenancy_postgres.quoting import quote_identifier, quote_table
 from tenancy_postgres.rls.policies import (
+    FLOOR,
     grant_statements,
     protection_statements,
 )
@@ -94,12 +95,13 @@ class SharedTables:
         known = [number for verdict in verdicts for number in verdict.relations]
         if found := await strangers_of(connection, known, role):
             raise ConfigurationError(
-                f"The role {role!r} has rights on tables with a column {TENANT_COLUMN!r} that have "
-                f"no row-level security and are not in metadata=: {', '.join(found)}. If they are "
-                "the application's, import their modules before Tenancy is made, and have one "
-                "MetaData for all; if all tenants share them, declare them there with info=GLOBAL; "
-                "if they are somebody else's, take the rights away: "
-                + " ".join(f"REVOKE ALL ON {name} FROM {quote_identifier(role)};" for name in found)
+                f"The role {role!r}, or one that it can take, has rights on tables with a column "
+                f"{TENANT_COLUMN!r} that have no row-level security, or a policy without "
+                f"{FLOOR}, and are not in metadata=: {', '.join(one.name for one in found)}. If "
+                "they are the application's, import their modules before Tenancy is made, and have "
+                "one MetaData for all; if all tenants share them, declare them there with "
+                "info=GLOBAL; if they are somebody else's, take the rights away: "
+                + " ".join(f"{one.remedy};" for one in found)
             )
 
     # -- making --------------------------------------------------------------------------------

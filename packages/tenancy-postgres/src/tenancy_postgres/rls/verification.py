@@ -181,10 +181,13 @@ def _lacks_of(
         )
     if state.privileges:
         rights = ", ".join(state.privileges)
+        others = sorted(state.grantees - {role, PUBLIC})
+        taken = f", or can take {', '.join(map(repr, others))} with it" if others else ""
+        grantees = ", ".join(["PUBLIC", *map(quote_identifier, [role, *others])])
         yield (
             "rights",
-            f"the role {role!r} has the right {rights}, which no policy restrains",
-            [f"REVOKE {rights} ON {state.name} FROM PUBLIC, {quote_identifier(role)}"],
+            f"the role {role!r} has the right {rights}{taken}, which no policy restrains",
+            [f"REVOKE {rights} ON {state.name} FROM {grantees}"],
         )
     for rule in state.rules:
         yield (
